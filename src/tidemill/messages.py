@@ -1,0 +1,151 @@
+"""What flows: one struct a message, and the topics that carry them.
+
+All values are JSON in UTF-8. Times are whole milliseconds since 1970-01-01 UTC and end in ``_at``. A new field gets a
+default, an unknown one is skipped, a type never changes: old bytes must load for ever (``tests/data``).
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+Label = str | int | float | bool
+"""A class label or a regression value, as JSON has it."""
+
+
+class Prediction(Struct, frozen=True, omit_defaults=True, gc=False):
+    """The answer to one request record; ``probability`` (binary: of the second class), ``probabilities`` (multiclass, by
+    label) or ``value`` (regression) is set, by task.
+    """
+
+    request_id: str
+    prediction: Label
+    version: int
+    bundle: str
+    requested_at: int
+    predicted_at: int
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    value: float | None = None
+
+
+class Outcome(Struct, frozen=True, omit_defaults=True):
+    """The truth about one request; its record's key is the request id, ``time`` (ms) when it became true."""
+
+    outcome: Label
+    time: int | None = None
+
+
+class Retrain(Struct, frozen=True):
+    """A command to the trainer. ``id`` is derived from the trigger, so a repeated one is the same command.
+
+    ``data_version`` is the number of observations to train on: observations are append-only and first-wins, so the first
+    ``data_version`` of them are the same for ever.
+    """
+
+    id: str
+    reason: str
+    data_version: int
+    requested_at: int
+
+
+Slot = Literal["champion", "challenger", "previous"]
+
+
+class ModelVersion(Struct, frozen=True):
+    """What a slot holds from ``sequence`` on; the record's key is the slot. The highest sequence of ``champion`` serves."""
+
+    version: int
+    uri: str
+    bundle: str
+    schema: str
+    state: Slot
+    data_version: int
+    experiment: str
+    at: int
+    sequence: int
+
+
+class Trial(Struct, frozen=True):
+    """One set of hyper-parameters evaluated by cross-validation; the record's key is ``experiment/number``.
+
+    ``score`` is the metric's mean over ``fold_scores`` in the metric's own direction; ``rounds`` the boosting rounds that
+    early stopping found; ``error`` is set, and ``score`` is None, where the learner failed.
+    """
+
+    experiment: str
+    number: int
+    parameters: dict[str, Any]
+    metric: str
+    score: float | None
+    fold_scores: list[float]
+    rounds: int
+    seconds: float
+    environment: str
+    at: int
+    error: str = ""
+
+
+class JournalEntry(Struct, frozen=True):
+    """One decision: an experiment with its verdict, a person's promotion, a rollback. The record's key is ``id``."""
+
+    id: str
+    kind: Literal["experiment", "promotion", "rollback"]
+    reason: str
+    verdict: Literal["promoted", "kept", "waiting", "failed"]
+    at: int
+    experiment: str = ""
+    data_version: int = 0
+    rows: int = 0
+    training_set: str = ""
+    settings: str = ""
+    environment: str = ""
+    metric: str = ""
+    score: float | None = None
+    parameters: dict[str, Any] = {}
+    rounds: int = 0
+    trials: int = 0
+    seconds: float = 0.0
+    version: int = 0
+    bundle: str = ""
+    champion_version: int = 0
+    champion_bundle: str = ""
+    statistic: dict[str, float] = {}
+    merged: list[str] = []
+    detail: str = ""
+
+
+class Event(Struct, frozen=True):
+    """Something that people may want to see: a short past-tense name and its values. Retention, not truth."""
+
+    name: str
+    role: str
+    at: int
+    values: dict[str, Any] = {}
+
+
+class Topics(Struct, frozen=True):
+    """The full names of a project's topics."""
+
+    requests: str
+    predictions: str
+    outcomes: str
+    retrain: str
+    models: str
+    trials: str
+    journal: str
+    events: str
+    dead_letters: str
+
+    @classmethod
+    def of(cls, project: str) -> "Topics":
+        """The names with the project's prefix: ``adult.requests`` ... ``adult.dead-letters``."""
+        return cls(*(f"{project}.{name.replace('_', '-')}" for name in cls.__struct_fields__))
+
+
+def to_bytes(message: Struct) -> bytes:
+    """The JSON of a message. Non-finite floats must not be in it (msgspec would write null)."""
+    return _encoder.encode(message)
+
+
+_encoder = msgspec.json.Encoder()

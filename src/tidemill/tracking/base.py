@@ -1,0 +1,25 @@
+"""A tracker copies experiments to a tool for people. It is written to, never read to decide."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tidemill.messages import JournalEntry, ModelVersion, Trial
+
+
+class Tracker(Protocol):
+    """Every method may be called again with the same argument after a crash and must then change nothing.
+
+    Each raises ``Unavailable`` where the tool does not answer (locked, read-only, away): the caller tries again later.
+    """
+
+    def record_trials(self, trials: Sequence[Trial]) -> None:
+        """A child run per trial, under the parent run of its experiment."""
+        ...
+
+    def record_decision(self, entry: JournalEntry) -> None:
+        """Finish the parent run: data version, trigger, parameters, metric, and the model where there is one."""
+        ...
+
+    def record_version(self, version: ModelVersion) -> None:
+        """Point the registry's alias of the version's slot at it."""
+        ...
