@@ -13,16 +13,23 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of ``tidemill.toml``; the docstring and each field's ``Meta(description)`` become its comments."""
 
 
-class Project(Section):
+class Project(Section, frozen=True):
     """What the project is about."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="prefix of every topic")]
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z][a-z0-9-]{0,40}$",
+            description="prefix of every topic",
+            extra={"valid": "1 to 41 of the characters a-z, 0-9 and -, a letter first"},
+        ),
+    ]
     data: Annotated[Text, Meta(description="the original data: a CSV or Parquet file")]
     schema: Annotated[Text, Meta(description="features, types and categories; edit it by hand")] = "schema.json"
     seed: Annotated[int, Meta(ge=0, description="of every random choice")] = 0
 
 
-class Stream(Section):
+class Stream(Section, frozen=True):
     """The log that connects the roles."""
 
     url: Annotated[Text, Meta(description="sqlite:FOLDER, on a local disk")] = "sqlite:log"
@@ -35,7 +42,7 @@ class Stream(Section):
     ] = 168.0
 
 
-class Predictor(Section):
+class Predictor(Section, frozen=True):
     """Answers requests."""
 
     batch_max: Annotated[Count, Meta(description="requests a micro-batch takes at most")] = 1000
@@ -45,7 +52,7 @@ class Predictor(Section):
     )
 
 
-class Lake(Section):
+class Lake(Section, frozen=True):
     """The recorder's tables."""
 
     path: Annotated[Text, Meta(description="folder of the Delta tables")] = "lake"
@@ -54,13 +61,13 @@ class Lake(Section):
     compact_every: Annotated[Count, Meta(description="commits between compactions of a table")] = 50
 
 
-class Labels(Section):
+class Labels(Section, frozen=True):
     """Joins outcomes with requests."""
 
     wait_hours: Annotated[float, Meta(gt=0, description="an outcome that comes later than this is only counted")] = 720.0
 
 
-class Retrain(Section):
+class Retrain(Section, frozen=True):
     """When a new model is trained, and how commands queue."""
 
     every: Annotated[Count, Meta(description="labelled observations between two retrainings")] = 1000
@@ -71,7 +78,7 @@ class Retrain(Section):
     window_rows: Annotated[int, Meta(ge=0, description="train on the newest rows only; 0 takes all")] = 0
 
 
-class Tune(Section):
+class Tune(Section, frozen=True):
     """The search for hyper-parameters."""
 
     learner: Annotated[Literal["lightgbm"], Meta(description="the kind of model")] = "lightgbm"
@@ -92,7 +99,7 @@ class Tune(Section):
     unbalanced: Annotated[bool, Meta(description="weigh the classes so that each counts the same")] = False
 
 
-class Verdict(Section):
+class Verdict(Section, frozen=True):
     """Whether a new model replaces the one that serves."""
 
     policy: Annotated[
@@ -106,14 +113,14 @@ class Verdict(Section):
     confidence: Annotated[float, Meta(gt=0.5, lt=1, description="that it is better, one-sided")] = 0.9
 
 
-class Bundles(Section):
+class Bundles(Section, frozen=True):
     """Where model versions live."""
 
     path: Annotated[Text, Meta(description="folder of the bundles")] = "bundles"
     keep: Annotated[Count, Meta(description="past versions that stay; one that serves always does")] = 10
 
 
-class Tracking(Section):
+class Tracking(Section, frozen=True):
     """The copy for people."""
 
     tracker: Annotated[Literal["mlflow", "none"], Meta(description="mlflow, or none")] = "mlflow"

@@ -23,3 +23,7 @@ class Tracker(Protocol):
     def record_version(self, version: ModelVersion) -> None:
         """Point the registry's alias of the version's slot at it."""
         ...
+
+    def experiments(self) -> int:
+        """How many experiments of this project the tool holds."""
+        ...

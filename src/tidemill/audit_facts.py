@@ -1,0 +1,250 @@
+"""What an audit looks at: positions, tables, records, and both as frames that can be compared.
+
+Positions are read first, then the tables, then the log, answers before requests: what a role writes meanwhile is never
+mistaken for a fault.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import polars as pl
+
+from tidemill.core.auditing import Check, Place, found
+from tidemill.core.decoding import event_time, request_id
+from tidemill.errors import BadRecord
+from tidemill.lake import Lake, TableName
+from tidemill.log.base import Headers, Log, read_all
+from tidemill.messages import JournalEntry, ModelVersion, Prediction, Retrain, Topics, Trial
+
+T = TypeVar("T")
+GROUPS = ("predictor", "recorder", "monitor", "trainer", "tracker")
+JOINED: tuple[TableName, ...] = ("requests", "predictions", "outcomes")
+TABLES: tuple[TableName, ...] = (*JOINED, "dead_letters")
+PLACE = ["partition", "offset"]
+REQUEST = ["request_partition", "request_offset"]
+"""Where an observation's request stands."""
+
+_RECORD = {"partition": pl.Int32, "offset": pl.Int64, "time_ms": pl.Int64, "key": pl.Binary, "value": pl.Binary}
+_TEXTS = ("topic", "role", "reason", "field", "detail")
+_prediction = msgspec.json.Decoder(Prediction)
+
+
+class Records(NamedTuple):
+    """A topic's records as columns, with the headers of each."""
+
+    frame: pl.DataFrame
+    headers: list[Headers]
+
+
+class Facts(NamedTuple):
+    """All that was read, by group, table or topic; what stands for a partition is under its number.
+
+    ``stored`` is where the recorder stands in each table, ``read`` the monitor, ``observed`` the number of observations
+    once the commands were read. ``bounds`` of the log are newer than the records, ``firsts`` older than the positions.
+    """
+
+    firsts: dict[str, dict[int, int]]
+    committed: dict[str, dict[tuple[str, int], int]]
+    tables: dict[TableName, pl.DataFrame]
+    stored: dict[str, dict[int, int]]
+    read: dict[str, dict[int, int]]
+    records: dict[str, Records]
+    observed: int
+    bounds: dict[str, dict[int, tuple[int, int]]]
+
+    def done_to(self, group: str, topic: str) -> dict[int, int]:
+        """A group's position in a topic, by partition."""
+        return {partition: at for (name, partition), at in self.committed[group].items() if name == topic}
+
+
+def read_facts(log: Log, topics: Topics, lake: Lake) -> Facts:
+    """Positions, then tables, then the log: whoever writes meanwhile only adds what is not yet due."""
+    firsts = {name: {p: first for p, (first, _) in bounds.items()} for name, bounds in _bounds(log, topics).items()}
+    committed = {group: dict(log.committed(group)) for group in GROUPS}
+    partitions = {name: sorted(firsts[name]) for name in TABLES}
+    read: dict[str, dict[int, int]] = {
+        name: _positions(lake, "observations", f"monitor:{name}", partitions[name]) for name in JOINED
+    }
+    tables: dict[TableName, pl.DataFrame] = {"observations": lake.read(lake.scan("observations"))}
+    stored: dict[str, dict[int, int]] = {}
+    for name in TABLES:
+        tables[name], stored[name] = _settled(lake, name, f"recorder:{getattr(topics, name)}", partitions[name])
+    names = [name for name in topics.__struct_fields__ if name not in {"requests", "events"}]
+    records = {name: _records(log, getattr(topics, name)) for name in [*names, "requests"]}
+    observed = lake.count("observations")
+    return Facts(firsts, committed, tables, stored, read, records, observed, _bounds(log, topics))
+
+
+def _bounds(log: Log, topics: Topics) -> dict[str, dict[int, tuple[int, int]]]:
+    return {name: log.bounds(getattr(topics, name)) for name in topics.__struct_fields__}
+
+
+def _positions(lake: Lake, table: TableName, reader: str, partitions: Iterable[int]) -> dict[int, int]:
+    names = {f"{reader}:{partition}": partition for partition in partitions}
+    return {names[app]: position for app, position in lake.positions(table, names).items()}
+
+
+def _settled(lake: Lake, name: TableName, reader: str, partitions: list[int]) -> tuple[pl.DataFrame, dict[int, int]]:
+    """A table with its positions; rows that were added while it was read are left out."""
+    before = _positions(lake, name, reader, partitions)
+    frame = lake.read(lake.scan(name))
+    if _positions(lake, name, reader, partitions) != before:
+        limits = pl.col("partition").replace_strict(before, default=0, return_dtype=pl.Int64)
+        frame = frame.filter(pl.col("offset") < limits)
+    return frame, before
+
+
+def _records(log: Log, topic: str) -> Records:
+    records = read_all(log, topic)
+    columns = {name: [getattr(record, name) for record in records] for name in _RECORD}
+    return Records(pl.DataFrame(columns, schema=_RECORD), [record.headers for record in records])
+
+
+class Told(NamedTuple):
+    """The decoded records of the topics that say what was decided, and whether all could be decoded."""
+
+    models: list[ModelVersion]
+    commands: list[tuple[Place, Retrain]]
+    journal: list[JournalEntry]
+    check: Check
+
+
+def told_in(facts: Facts) -> Told:
+    """Decode them; each record that cannot be is a problem, and is left out."""
+    problems: list[str] = []
+
+    def decoded(name: str, kind: type[T]) -> list[tuple[Place, T]]:
+        decoder = msgspec.json.Decoder(kind)
+        good = []
+        for partition, offset, value in facts.records[name].frame.select(*PLACE, "value").iter_rows():
+            try:
+                good.append(((partition, offset), decoder.decode(value)))
+            except (ValueError, RecursionError) as error:
+                problems.append(f"{name} {partition}:{offset} cannot be read: {error}")
+        return good
+
+    models = [model for _, model in decoded("models", ModelVersion)]
+    commands = decoded("retrain", Retrain)
+    journal = [entry for _, entry in decoded("journal", JournalEntry)]
+    others = len(decoded("trials", Trial)) + len(decoded("predictions", Prediction))
+    checked = len(models) + len(commands) + len(journal) + others + len(problems)
+    return Told(models, commands, journal, found("readable", checked, problems))
+
+
+def ids_of(facts: Facts, name: str, topic: str) -> list[str]:
+    """The request ids of records by their keys; a bad key is a dead letter, by its place."""
+    names = []
+    for partition, offset, key in facts.records[name].frame.select(*PLACE, "key").iter_rows():
+        try:
+            names.append(request_id(key, topic, partition, offset, require_id=False))
+        except BadRecord:
+            names.append(f"{topic}-{partition}-{offset}")
+    return names
+
+
+def _with_deleted(facts: Facts, name: TableName, kept: pl.DataFrame) -> pl.DataFrame:
+    """The log's records, and before them those that only the table still has; by place."""
+    first = {partition: bounds[0] for partition, bounds in facts.bounds[name].items()}
+    begin = pl.col("partition").replace_strict(first, default=0, return_dtype=pl.Int64)
+    table = facts.tables[name].select(kept.columns)
+    deleted = table.filter(pl.col("offset") < begin).unique(PLACE)
+    return pl.concat([deleted, kept.filter(pl.col("offset") >= begin)]).sort(PLACE)
+
+
+def requests_in(facts: Facts, topics: Topics) -> pl.DataFrame:
+    """The requests, as the table must have them, and those that only the table has."""
+    frame, headers = facts.records["requests"]
+    frame = frame.with_columns(
+        request_id=pl.Series(ids_of(facts, "requests", topics.requests), dtype=pl.String),
+        event_at=pl.Series(map(_event_at, headers, frame["time_ms"]), dtype=pl.Int64),
+    )
+    return _with_deleted(facts, "requests", frame.select(*PLACE, "request_id", "time_ms", "event_at", "value"))
+
+
+def _event_at(headers: Headers, time_ms: int) -> int:
+    """A bad time is a dead letter, under the log's time."""
+    try:
+        return event_time(headers, time_ms) if headers else time_ms
+    except BadRecord:
+        return time_ms
+
+
+def answers_in(facts: Facts) -> pl.DataFrame:
+    """The predictions that can be read, as the table must have them, and those that only the table has."""
+    return _with_deleted(facts, "predictions", _predictions(facts.records["predictions"].frame))
+
+
+def _predictions(records: pl.DataFrame) -> pl.DataFrame:
+    """Those that cannot be read are another check's."""
+    answers = [_prediction_or_none(value) for value in records["value"]]
+    columns = {
+        "request_id": pl.Series([a and a.request_id for a in answers], dtype=pl.String),
+        "version": pl.Series([a and a.version for a in answers], dtype=pl.Int64),
+        "bundle": pl.Series([a and a.bundle for a in answers], dtype=pl.String),
+    }
+    frame = records.with_columns(**columns).filter(pl.col("request_id").is_not_null())
+    return frame.select(*PLACE, "request_id", "time_ms", "version", "bundle", "value")
+
+
+def _prediction_or_none(value: bytes) -> Prediction | None:
+    try:
+        return _prediction.decode(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+def dead_letters_in(facts: Facts) -> pl.DataFrame:
+    """The dead letters, as the table must have them, and those that only the table has."""
+    frame, headers = facts.records["dead_letters"]
+    said = [{name: value.decode("utf-8", "replace") for name, value in one} for one in headers]
+    columns: dict[str, list[Any]] = {name: [one.get(name, "") for one in said] for name in _TEXTS}
+    columns |= {
+        f"source_{name}": [_number(one.get(name, ""), digits) for one in said]
+        for name, digits in zip(PLACE, (9, 18), strict=True)
+    }
+    types = {**dict.fromkeys(_TEXTS, pl.String), "source_partition": pl.Int32, "source_offset": pl.Int64}
+    return _with_deleted(facts, "dead_letters", pl.concat([frame, pl.DataFrame(columns, schema=types)], how="horizontal"))
+
+
+def _number(text: str, digits: int) -> int | None:
+    """None in a dead letter that names no record."""
+    return int(text) if text.isdecimal() and text.isascii() and len(text) <= digits else None
+
+
+def refused_by(letters: pl.DataFrame, role: str, topic: str) -> Counter[Place]:
+    """How many dead letters of a role name each place of a topic."""
+    mine = letters.filter((pl.col("role") == role) & (pl.col("topic") == topic))
+    return Counter(mine.select("source_partition", "source_offset").iter_rows())
+
+
+def joined(tables: Mapping[TableName, pl.DataFrame], wait_ms: int) -> pl.DataFrame:
+    """What the observations must be, but for their numbers.
+
+    Of each request id the first row opens, and any that comes more than two waits after the one before it. With it go the
+    first prediction and the first outcome of the id that are at most one wait away. ``answer`` is the prediction's bytes.
+    """
+    silence = pl.col("time_ms") - pl.col("time_ms").shift(1).over("request_id")
+    openings = tables["requests"].sort(PLACE).filter((silence > 2 * wait_ms).fill_null(True))
+    wanted = openings.select(
+        "request_id",
+        pl.col("partition").alias("request_partition"),
+        pl.col("offset").alias("request_offset"),
+        pl.col("value").alias("features"),
+        "event_at",
+        pl.col("time_ms").alias("requested_at"),
+    )
+    answers = tables["predictions"].select(
+        "request_id", *PLACE, "time_ms", "version", "bundle", pl.col("value").alias("answer")
+    )
+    truths = tables["outcomes"].select(
+        "request_id", *PLACE, "time_ms", "outcome", pl.coalesce("outcome_at", "time_ms").alias("outcome_at")
+    )
+    return _with_nearest(_with_nearest(wanted, answers, wait_ms), truths, wait_ms)
+
+
+def _with_nearest(wanted: pl.DataFrame, rows: pl.DataFrame, wait_ms: int) -> pl.DataFrame:
+    near = (pl.col("time_ms") - pl.col("requested_at")).abs() <= wait_ms
+    found = wanted.join(rows, on="request_id").filter(near).sort(PLACE)
+    return found.unique(REQUEST, keep="first", maintain_order=True).drop(*PLACE, "time_ms")

@@ -1,0 +1,409 @@
+"""Model versions as folders: written whole or not at all, named by their content, checked before they serve.
+
+    <store>/<hash>/model.txt       the learner's own text
+                   encoder.json    how columns become the matrix
+                   schema.json     what a request may hold
+                   golden.json     up to 64 encoded rows, and the model's answers
+                   manifest.json   the hash of each file, and what made the model
+
+``<hash>`` is the SHA-256 of the first three. No file is a pickle. A folder is never changed once it is there; a loader
+holds a shared flock on it, so that ``prune`` leaves it alone. One process writes and prunes; any number load.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from tidemill.core.encoder import Encoder
+from tidemill.core.schema import Schema
+from tidemill.errors import BundleRefused, TidemillError, UnknownModel
+from tidemill.failpoints import failpoint
+from tidemill.learners.base import Learner, Matrix, Model
+
+MODEL, ENCODER, SCHEMA, GOLDEN, MANIFEST = "model.txt", "encoder.json", "schema.json", "golden.json", "manifest.json"
+CONTENT = (ENCODER, MODEL, SCHEMA)
+FILES = (*CONTENT, GOLDEN, MANIFEST)
+GOLDEN_ROWS = 64
+CHILD_BYTES = 4 << 30
+"""Address space of the child that tries a bundle: a damaged model may ask for any amount."""
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_ZEROS = b"0" * 64
+_UNFINISHED = ".unfinished-"
+
+
+class Card(Struct, frozen=True, kw_only=True):
+    """What the manifest tells of a model's origin: the trial that won, and what it was fitted on."""
+
+    learner: str
+    metric: str
+    score: float | None
+    parameters: dict[str, Any]
+    rounds: int
+    seed: int
+    data_version: int
+    rows: int
+    training_set: str
+    experiment: str
+    version: int
+    created_at: int
+    libraries: dict[str, str] = {}
+
+
+class Manifest(Card, frozen=True, kw_only=True):
+    """The card, the SHA-256 of every other file, and ``digest``: that of this file's bytes with zeros in its place."""
+
+    files: dict[str, str]
+    digest: str
+
+
+class Golden(NamedTuple):
+    """Encoded rows, and the answers that the model must give them, bit for bit."""
+
+    matrix: Matrix
+    answers: NDArray[np.float64]
+
+
+class _GoldenFile(Struct, frozen=True):
+    rows: list[list[float | None]]
+    answers: list[Any]
+
+
+class Bundle:
+    """A loaded model version. Close it once it no longer serves: until then ``prune`` leaves its folder alone."""
+
+    def __init__(
+        self, hash: str, manifest: Manifest, schema: Schema, encoder: Encoder, model: Model, golden: Golden, lock: int
+    ) -> None:
+        self.hash = hash
+        self.manifest = manifest
+        self.schema = schema
+        self.encoder = encoder
+        self.model = model
+        self.golden = golden
+        self._lock: int | None = lock
+
+    def close(self) -> None:
+        """Give the folder back; may be called again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class BundleStore:
+    """The bundles under ``root``; ``learner`` gives the learner of a name, and can be pickled for a child process."""
+
+    def __init__(self, root: Path, learner: Callable[[str], Learner]) -> None:
+        self.root = root
+        self.learner = learner
+
+    def write(self, model: Model, encoder: Encoder, card: Card, golden: Matrix) -> str:
+        """Write a bundle and return its hash; it is durable, and there as a whole, when this returns.
+
+        Of the same content twice the first card stands. What a killed writer left behind is removed.
+        """
+        files = {
+            MODEL: model.to_bytes(),
+            ENCODER: encoder.to_bytes(),
+            SCHEMA: msgspec.json.encode(encoder.schema),
+            GOLDEN: _golden_bytes(model, golden[:GOLDEN_ROWS]),
+        }
+        bundle = _address({name: _sha256(files[name]) for name in CONTENT})
+        files[MANIFEST] = _manifest_bytes(card, files)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._unfinished() as folder:
+            for name in FILES:
+                _write_file(folder / name, files[name])
+            _sync(folder)
+            failpoint("bundle.written")
+            self._publish(folder, bundle)
+        failpoint("bundle.renamed")
+        return bundle
+
+    def manifest(self, bundle: str) -> Manifest:
+        """What the bundle says of itself, verified."""
+        return self._read(bundle)[0]
+
+    def schema(self, bundle: str) -> Schema:
+        """What the bundle's requests may hold, verified."""
+        return msgspec.json.decode(self._read(bundle)[1][SCHEMA], type=Schema)
+
+    def verify(self, bundle: str) -> None:
+        """Compare every file with its hash: ``BundleRefused`` names the first that differs, ``UnknownModel`` that the
+        bundle is not there.
+        """
+        self._read(bundle)
+
+    def load(self, bundle: str) -> Bundle:
+        """Verify, then load into this process. A bundle from elsewhere must have passed ``try_in_child`` before: the
+        parser of a model's text may crash on one that was made with intent.
+        """
+        lock = self._lock_folder(bundle)
+        try:
+            manifest, files = self._read(bundle)
+            model = self.learner(manifest.learner).load(files[MODEL])
+            encoder = Encoder.from_bytes(files[ENCODER])
+            schema = msgspec.json.decode(files[SCHEMA], type=Schema)
+            return Bundle(bundle, manifest, schema, encoder, model, _golden(files[GOLDEN]), lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
+        """Load the bundle in a process of its own, with limits, and hold its answers to the golden ones, bit for bit.
+
+        ``BundleRefused`` where an answer differs, or the child crashes, or is not done after ``seconds``.
+        """
+        self.verify(bundle)
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_try_bundle, args=(self.root, self.learner, bundle, seconds, theirs), daemon=True)
+        child.start()
+        theirs.close()
+        with ours:
+            answer = _answer(ours, seconds)
+            if answer is None:
+                child.kill()
+            child.join()
+        if answer != b"good":
+            why = f"its child process gave no answer in {seconds:g} s" if answer is None else answer.decode()
+            raise BundleRefused(f"bundle {bundle}: {why or f'its child process died (exit code {child.exitcode})'}")
+
+    def bundles(self) -> list[str]:
+        """The hashes of the bundles that are there."""
+        if not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in self.root.iterdir() if _HASH.fullmatch(entry.name) and entry.is_dir())
+
+    def prune(self, keep: Collection[str]) -> list[str]:
+        """Remove the bundles that are neither in ``keep`` nor loaded by anybody; returns the removed ones' hashes."""
+        if not self.root.is_dir():
+            return []
+        with self._exclusive():
+            self._sweep()
+            return [bundle for bundle in self.bundles() if bundle not in keep and self._remove(bundle)]
+
+    def _remove(self, bundle: str) -> bool:
+        """Rename away, then delete: nobody sees half a bundle, and the next sweep ends what is interrupted."""
+        folder = self.root / bundle
+        with _folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+            if lock is None:
+                return False
+            away = self.root / f"{_UNFINISHED}{bundle}"
+            folder.rename(away)
+            _sync(self.root)
+        failpoint("bundle.removed")
+        shutil.rmtree(away)
+        return True
+
+    def _publish(self, folder: Path, bundle: str) -> None:
+        """Rename the finished folder to its hash. A good bundle of this content stays as it is; a damaged one makes way."""
+        target = self.root / bundle
+        with self._exclusive():
+            if target.exists():
+                try:
+                    return self.verify(bundle)
+                except BundleRefused:
+                    target.rename(Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.root)) / bundle)
+            folder.rename(target)
+            _sync(self.root)
+
+    @contextlib.contextmanager
+    def _unfinished(self) -> Iterator[Path]:
+        """A new folder, locked so that no other writer takes it for a leftover, and removed unless it was renamed."""
+        with self._exclusive():
+            self._sweep()
+            folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.root))
+            folder.chmod(0o755)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left; call it under ``_exclusive``. A folder that is being written is locked."""
+        for folder in self.root.glob(f"{_UNFINISHED}*"):
+            with _folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+                if lock is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One at a time among those who add or remove folders; held for moments."""
+        with (self.root / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _folder(self, bundle: str) -> Path:
+        folder = self.root / bundle
+        if not _HASH.fullmatch(bundle) or not folder.is_dir():
+            raise UnknownModel(f"no bundle {bundle!r} in {self.root}: a bundle's name is the 64 hex digits of its hash")
+        return folder
+
+    def _lock_folder(self, bundle: str) -> int:
+        """A descriptor with a shared lock on the bundle's folder."""
+        folder = self._folder(bundle)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise UnknownModel(f"no bundle {bundle!r} in {self.root}") from None
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not _still_there(folder, lock):
+            os.close(lock)
+            raise UnknownModel(f"bundle {bundle!r} was removed from {self.root}")
+        return lock
+
+    def _read(self, bundle: str) -> tuple[Manifest, dict[str, bytes]]:
+        """Manifest and the other files' bytes, each held to its hash; what is returned is what was hashed."""
+        folder = self._folder(bundle)
+        files = {name: _read_file(folder, name) for name in FILES}
+        extra = sorted({entry.name for entry in folder.iterdir()} - set(FILES))
+        if extra:
+            raise BundleRefused(f"bundle {bundle}: {extra[0]} does not belong there")
+        manifest = _parse_manifest(bundle, files.pop(MANIFEST))
+        for name, data in files.items():
+            if manifest.files.get(name) != _sha256(data):
+                raise BundleRefused(f"bundle {bundle}: {name} is not what its manifest says")
+        if _address(manifest.files) != bundle:
+            raise BundleRefused(f"bundle {bundle}: {MANIFEST} belongs to another bundle")
+        return manifest, files
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _address(hashes: Mapping[str, str]) -> str:
+    """The content address: SHA-256 of the sorted lines ``name hash``."""
+    return _sha256("".join(f"{name} {hashes.get(name)}\n" for name in sorted(CONTENT)).encode())
+
+
+def _manifest_bytes(card: Card, files: Mapping[str, bytes]) -> bytes:
+    hashes = {name: _sha256(data) for name, data in sorted(files.items())}
+    manifest = Manifest(**{**msgspec.structs.asdict(card), "files": hashes, "digest": _ZEROS.decode()})
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    return data.replace(b'"digest": "' + _ZEROS, b'"digest": "' + _sha256(data).encode())
+
+
+def _parse_manifest(bundle: str, data: bytes) -> Manifest:
+    """The digest is over the bytes, not over the fields: every flipped bit shows, and a later field changes no old file."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleRefused(f"bundle {bundle}: {MANIFEST} cannot be read: {error}") from error
+    blank = data.replace(b'"digest": "' + manifest.digest.encode(), b'"digest": "' + _ZEROS)
+    if manifest.digest != _sha256(blank):
+        raise BundleRefused(f"bundle {bundle}: {MANIFEST} is not what its digest says")
+    return manifest
+
+
+def _golden_bytes(model: Model, matrix: Matrix) -> bytes:
+    """JSON has no NaN: missing is null. Infinities are made missing before the model is asked."""
+    matrix = np.where(np.isfinite(matrix), matrix, np.nan)
+    rows = [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]
+    return msgspec.json.encode(_GoldenFile(rows, model.predict(matrix).tolist()))
+
+
+def _golden(data: bytes) -> Golden:
+    golden = msgspec.json.decode(data, type=_GoldenFile)
+    rows = [[np.nan if value is None else value for value in row] for row in golden.rows]
+    return Golden(np.array(rows, dtype=np.float64), np.array(golden.answers, dtype=np.float64))
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise BundleRefused(f"bundle {folder.name}: {name} cannot be read: {error.strerror}") from error
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path, kind: int) -> Iterator[int | None]:
+    """A flock on a folder (which needs no right to write in it), or None where somebody else holds one or it is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        yield None
+    else:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _still_there(folder: Path, descriptor: int) -> bool:
+    """Whether the folder of that name is the one that is open: it may have been renamed before the lock was ours."""
+    try:
+        return os.path.samestat(os.stat(folder), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _answer(pipe: Connection, seconds: float) -> bytes | None:
+    """The child's one message, empty where it died without, None where it does not come."""
+    if not pipe.poll(seconds):
+        return None
+    try:
+        return pipe.recv_bytes()
+    except EOFError:
+        return b""
+
+
+def _try_bundle(root: Path, learner: Callable[[str], Learner], bundle: str, seconds: float, pipe: Connection) -> None:
+    """What the child does: it says ``good`` or why not. The limits also end it where the parent is gone."""
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # 128 threads' stacks are address space too
+    resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    cpu = int(seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    try:
+        with BundleStore(root, learner).load(bundle) as loaded:
+            found = loaded.model.predict(loaded.golden.matrix)
+        same = found.tobytes() == loaded.golden.answers.tobytes()
+        pipe.send_bytes(b"good" if same else b"its answers to the golden rows differ")
+    except (TidemillError, MemoryError, ValueError, LookupError, TypeError, msgspec.MsgspecError) as error:
+        pipe.send_bytes(f"{type(error).__name__}: {error}".encode())

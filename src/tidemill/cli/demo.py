@@ -1,0 +1,113 @@
+"""``tidemill demo``: the whole loop on real data, in a folder of its own."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tidemill.audit import Report
+    from tidemill.demo.play import Summary
+    from tidemill.demo.weeks import Week
+
+app = typer.Typer()
+MARK = ".tidemill-demo"
+JSON_HELP = """Write the summary to FILE: demo (its name), requests (sent), answers, dead_letters, retrainings (finished,
+without the first training), bundles (announced), bundles_among_answers (different hashes), versions (that answered),
+mlflow_experiments, lost (requests without answer or dead letter), doubled (answered more than once), audit_clean, seconds,
+latency_ms_median (of the newest answers)."""
+
+
+@app.command()
+def demo(
+    name: Annotated[str, typer.Argument(help="adult or flights.")] = "adult",
+    directory: Annotated[Path | None, typer.Option(help="Its folder; one of an earlier demo is replaced.")] = None,
+    messages: Annotated[int, typer.Option(min=0, help="Requests to play; 0 takes the demo's own number.")] = 0,
+    every: Annotated[int, typer.Option(min=0, help="Labelled observations between retrainings; 0: the demo's own.")] = 0,
+    trials: Annotated[int, typer.Option(min=0, help="Trials a retraining; 0: the demo's own.")] = 0,
+    rate: Annotated[float, typer.Option(min=0.0, help="Requests a second; 0: the demo's own.")] = 0.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help=JSON_HELP)] = None,
+) -> None:
+    """Play the whole loop on real data. Exit code 0 only if everything came and the audit is clean."""
+    import msgspec
+    from rich.console import Console
+
+    from tidemill.demo.plans import PLANS, set_stage
+    from tidemill.demo.play import play
+    from tidemill.errors import ConfigError
+
+    if name not in PLANS:
+        raise ConfigError(f"there is no demo {name!r}; there are {', '.join(PLANS)}")
+    plan = PLANS[name]
+    folder = directory or Path(f"demo-{name}")
+    _clear(folder)
+    stage = set_stage(plan, folder, messages or plan.messages, every or plan.every, trials or plan.trials)
+    console = Console(highlight=False)
+    console.print(f"{plan.title}\n{stage.requests:,} requests, {stage.retrainings} retrainings; all in {folder}/")
+    summary, report = play(plan, stage, rate or plan.rate, console)
+    if name == "flights":
+        _print_weeks(folder, console)
+    if json_file is not None:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    _print_summary(summary, report, folder, console)
+    raise typer.Exit(0 if _came_true(summary, stage.retrainings) else 1)
+
+
+def _clear(folder: Path) -> None:
+    """An earlier demo's folder is removed; anything else stays as it is."""
+    from tidemill.errors import ConfigError
+
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARK).exists():
+            raise ConfigError(f"{folder} holds something that no demo has made: choose another --directory")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+
+
+def _came_true(summary: "Summary", retrainings: int) -> bool:
+    answered = summary.answers + summary.dead_letters >= summary.requests
+    return answered and summary.audit_clean and summary.retrainings == retrainings
+
+
+def _print_weeks(folder: Path, console: "Console") -> None:
+    from rich.table import Table
+
+    from tidemill.cli.options import open_project
+    from tidemill.demo.weeks import weeks
+
+    table = Table("week of", "flights", "late", "log loss: frozen", "retrained", "AUC: frozen", "retrained")
+    with open_project(folder) as wiring:
+        for week in weeks(wiring):
+            table.add_row(*_cells(week))
+    console.print(table)
+
+
+def _cells(week: "Week") -> list[str]:
+    numbers = (week.frozen_log_loss, week.served_log_loss, week.frozen_auc, week.served_auc)
+    return [week.week, f"{week.rows:,}", f"{week.positive_share:.1%}", *(f"{number:.3f}" for number in numbers)]
+
+
+def _print_summary(summary: "Summary", report: "Report", folder: Path, console: "Console") -> None:
+    import msgspec
+    from rich.table import Table
+
+    from tidemill.audit import render
+
+    table = Table("what", "came to")
+    for name, value in msgspec.to_builtins(summary).items():
+        table.add_row(name.replace("_", " "), str(value))
+    console.print(table)
+    if not report.clean:
+        console.print(render(report))
+    console.print(
+        f"""Next:
+  tidemill status --project {folder}    lag, versions, counts
+  tidemill audit --project {folder}     the proof that nothing was lost or doubled
+  tidemill mlflow --project {folder}    every trial of every retraining, on http://127.0.0.1:5000
+  tidemill rollback --project {folder}  the version before, at once""",
+        markup=False,
+    )

@@ -1,0 +1,62 @@
+"""What several commands share: the project option, and how they end."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from tidemill.wiring import Wiring
+
+ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project's folder.")]
+
+
+@contextmanager
+def open_project(directory: Path) -> Iterator["Wiring"]:
+    """The project's parts; its log is closed afterwards."""
+    from tidemill.wiring import Wiring
+
+    wiring = Wiring(directory)
+    try:
+        yield wiring
+    finally:
+        wiring.close()
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise SystemExit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return stop
+
+
+def exit_on_signals() -> threading.Event:
+    """For a role whose turn takes minutes and whose work is recorded as it goes: the first signal ends it where it is."""
+
+    def handle(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return threading.Event()
+
+
+def say(text: str) -> None:
+    """One line to the standard output, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

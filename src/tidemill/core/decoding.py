@@ -1,0 +1,286 @@
+"""Bytes of requests -> columns of values; what cannot be used becomes a ``BadRecord`` that names the field.
+
+A fast pass (typed msgspec) reads everything. It cannot see all that is wrong: doubled keys, digits that a float loses, bad
+text in a field it skips. So cheap checks over the whole batch pick the values that *might* be wrong, and a slow, exact
+inspection (``core/inspection.py``) judges those alone. The checks may suspect too much, never too little.
+
+What a feature takes, by its type; absent and null are missing everywhere, and fields that the schema lacks are ignored:
+
+- number: a JSON number, or its text in ASCII with spaces around it and a sign (``" 39 "``, ``"+1.5e3"``, ``".5"``);
+- boolean: true, false, the numbers 0 and 1, or any of these as text, in any case;
+- category: any scalar, by its text (``category_text``): 1, 1.0 and ``"1"`` are the same category.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Struct, UnsetType
+
+from tidemill.core.inspection import (
+    BOOLEANS,
+    CATEGORY_INTEGER_MAX,
+    DEPTH_MAX,
+    EXACT,
+    boolean_key,
+    category_text,
+    exact_number,
+    judge,
+    parse_object,
+    unique_fields,
+)
+from tidemill.core.schema import FeatureType, Schema
+from tidemill.errors import BadRecord, ConfigError
+
+Columns = dict[str, list[Any]]
+"""By feature: float, bool or str, or None where it is missing."""
+Headers = Sequence[tuple[str, bytes]]
+
+ID_BYTES_MAX = 512
+
+_FIELD_TYPES: dict[FeatureType, Any] = {
+    "number": float | str | None | UnsetType,
+    "boolean": bool | float | str | None | UnsetType,
+    "category": str | int | float | bool | None | UnsetType,
+}
+_TEXT_OR_MISSING = {str, type(None)}
+# Digits to 0, exponents to e, minus to itself, all else to a space: "1E-400" then is "0e-000", whatever its digits are.
+_SHAPES = bytes(48 if 48 <= i <= 57 else 101 if i in b"eE" else i if i == 45 else 32 for i in range(256))
+_MANY_ZEROS = b"0" * 200
+
+
+class Decoded(Struct, frozen=True):
+    """The good values as columns, ``rows`` with their places among the values given, and the bad ones with theirs."""
+
+    columns: Columns
+    rows: list[int]
+    bad: list[tuple[int, BadRecord]]
+
+
+class _Parsed(Struct, frozen=True):
+    """What the typed parse gave: fields as columns, the types found in each, and the places of their values."""
+
+    columns: list[Sequence[Any]]
+    types: list[set[type]]
+    rows: list[int]
+
+
+class Decoder:
+    """Decodes requests with one schema. Immutable; may be shared by threads."""
+
+    def __init__(self, schema: Schema, bytes_max: int = 262_144) -> None:
+        """Raises ``ConfigError`` for feature names that a JSON key cannot plainly be (quotes, control characters)."""
+        self.schema = schema
+        self.bytes_max = bytes_max
+        self._features = {feature.name: feature for feature in schema.features}
+        names = {f"field{number}": feature.name for number, feature in enumerate(schema.features)}
+        fields = [(f"field{number}", _FIELD_TYPES[f.type], UNSET) for number, f in enumerate(schema.features)]
+        try:
+            row = msgspec.defstruct("Row", fields, rename=names, gc=False)
+        except ValueError as error:
+            raise ConfigError(f"the schema's feature names cannot be read from JSON: {error}") from error
+        self._decode = msgspec.json.Decoder(row).decode
+        self._decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        """Decode a batch; a bad value never changes what becomes of the others."""
+        bad: dict[int, BadRecord] = {}
+        parsed = self._parse(values, bad)
+        rows = parsed.rows
+        doubtful = self._doubtful_bytes([values[row] for row in rows], parsed) if rows else set()
+        columns = self._read(parsed, doubtful)
+        for place in doubtful:
+            try:
+                self.inspect(values[rows[place]])
+            except BadRecord as error:
+                bad[rows[place]] = error
+        if doubtful and bad:
+            keep = [row not in bad for row in rows]
+            rows = list(compress(rows, keep))
+            columns = {name: list(compress(column, keep)) for name, column in columns.items()}
+        return Decoded(columns, rows, sorted(bad.items(), key=lambda item: item[0]))
+
+    def inspect(self, value: bytes) -> None:
+        """The slow, exact judgement of one value: raises ``BadRecord`` unless it can be used.
+
+        Where several things are wrong it names the first: of the bytes, then of the document, then field by field in the
+        schema's order.
+        """
+        found = unique_fields(parse_object(value, self.bytes_max), self._features)
+        for name, token in found.items():
+            judge(self._features[name], token)
+        try:
+            self._decode(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRecord("not_json", "", str(error)) from error
+
+    def _parse(self, values: Sequence[bytes], bad: dict[int, BadRecord]) -> _Parsed:
+        try:
+            rows, records = list(range(len(values))), self._decode_all(values)
+        except (ValueError, RecursionError):
+            rows, records = self._decode_each(values, bad)
+        columns: list[Sequence[Any]] = list(zip(*map(msgspec.structs.astuple, records), strict=True))
+        columns = columns or [() for _ in self._features]
+        return _Parsed(columns, [set(map(type, column)) for column in columns], rows)
+
+    def _decode_all(self, values: Sequence[bytes]) -> list[Any]:
+        if max(map(len, values), default=0) > self.bytes_max:
+            raise ValueError
+        return list(map(self._decode, values))
+
+    def _decode_each(self, values: Sequence[bytes], bad: dict[int, BadRecord]) -> tuple[list[int], list[Any]]:
+        rows, records = [], []
+        for row, value in enumerate(values):
+            try:
+                records += self._decode_all([value])
+                rows.append(row)
+            except (ValueError, RecursionError) as error:
+                bad[row] = self._explain(value, error)
+        return rows, records
+
+    def _explain(self, value: bytes, error: Exception) -> BadRecord:
+        """Why a value that msgspec refuses is bad."""
+        try:
+            self.inspect(value)
+        except BadRecord as found:
+            return found
+        return BadRecord("not_json", "", str(error))
+
+    def _doubtful_bytes(self, values: list[bytes], parsed: _Parsed) -> set[int]:
+        """Places of values that may hide what the typed parse does not see."""
+        joined = b"\n".join(values)
+        doubtful: set[int] = set()
+        if not joined.isascii() and not _is_utf8(joined):
+            doubtful.update(i for i, value in enumerate(values) if not _is_utf8(value))
+        # Every key has a colon: as many colons as fields that were found leave no room for a second one of any.
+        absent = sum(c.count(UNSET) for c, types in zip(parsed.columns, parsed.types, strict=True) if UnsetType in types)
+        if joined.count(b":") != len(values) * len(self._features) - absent:
+            doubtful.update(i for i, value in enumerate(values) if self._may_repeat_keys(value))
+        if joined.count(b"{") + joined.count(b"[") >= len(values) + DEPTH_MAX:
+            doubtful.update(i for i, v in enumerate(values) if v.count(b"{") + v.count(b"[") > DEPTH_MAX)
+        if b"\\" in joined and b"\\u0000" in joined:
+            doubtful.update(i for i, value in enumerate(values) if b"\\u0000" in value)
+        if _may_underflow(joined):
+            doubtful.update(i for i, value in enumerate(values) if _may_underflow(value))
+        return doubtful
+
+    def _may_repeat_keys(self, value: bytes) -> bool:
+        """Whether there are colons that neither the different keys nor the text of their values account for."""
+        try:
+            fields = self._decode_raw(value)
+        except (ValueError, RecursionError):
+            return True
+        return value.count(b":") != len(fields) + b"".join(fields.values()).count(b":")
+
+    def _read(self, parsed: _Parsed, doubtful: set[int]) -> Columns:
+        """Columns in the features' types; adds to ``doubtful`` the places whose values must be judged exactly."""
+        read: Columns = {}
+        for feature, column, types in zip(self.schema.features, parsed.columns, parsed.types, strict=True):
+            values = list(column)
+            if UnsetType in types:
+                values = [None if value is UNSET else value for value in values]
+            if feature.type == "number" and str in types:
+                values = [_number_or_inf(value) if type(value) is str else value for value in values]
+            elif feature.type == "boolean":
+                values = [BOOLEANS.get(boolean_key(value), UNSET) for value in values]
+                doubtful.update(i for i, value in enumerate(values) if value is UNSET)
+            elif feature.type == "category" and not types - {UnsetType} <= _TEXT_OR_MISSING:
+                huge = {i for i, v in enumerate(values) if type(v) is int and abs(v) >= CATEGORY_INTEGER_MAX}
+                values = [None if v is None or i in huge else category_text(v) for i, v in enumerate(values)]
+                doubtful |= huge
+            read[feature.name] = values
+        numbers = [read[feature.name] for feature in self.schema.features if feature.type == "number"]
+        large = np.abs(np.array(numbers, dtype=np.float64)) >= EXACT
+        if large.any():
+            doubtful.update(np.flatnonzero(large.any(axis=0)).tolist())
+        return read
+
+
+def _number_or_inf(text: str) -> float:
+    """The number, or infinity (which is judged later) where there is something wrong with it."""
+    try:
+        return exact_number(text, "")
+    except BadRecord:
+        return math.inf
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _may_underflow(text: bytes) -> bool:
+    """Whether a number may be so small: it takes an exponent of three digits, or two hundred zeros."""
+    return b"0e-000" in text.translate(_SHAPES) or _MANY_ZEROS in text
+
+
+# What travels beside the value: the key and the headers.
+
+
+def request_id(key: bytes | None, topic: str, partition: int, offset: int, require_id: bool) -> str:
+    """The id of a request: its key's text, or ``topic-partition-offset``, which is the same on every replay."""
+    if key is None:
+        if require_id:
+            raise BadRecord("missing_id", "", "the record has no key")
+        return f"{topic}-{partition}-{offset}"
+    if not 0 < len(key) <= ID_BYTES_MAX:
+        raise BadRecord("bad_id", "", f"the key has {len(key)} bytes, not 1 to {ID_BYTES_MAX}")
+    try:
+        text = key.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord("bad_id", "", "the key is not UTF-8") from error
+    if "\0" in text:
+        raise BadRecord("bad_id", "", "the key has a NUL character")
+    return text
+
+
+def event_time(headers: Headers, default_ms: int) -> int:
+    """The header ``time`` in milliseconds, or the default. Of several the last counts."""
+    found = _header(headers, "time")
+    return default_ms if found is None else parse_time(found, "time")
+
+
+def deadline(headers: Headers) -> int | None:
+    """The header ``deadline`` in milliseconds, if there is one."""
+    found = _header(headers, "deadline")
+    return None if found is None else parse_time(found, "deadline")
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    found = None
+    for key, value in headers:
+        if key == name:
+            found = value.decode("utf-8", "replace")
+    return found
+
+
+_MILLISECONDS = re.compile(r"-?\d{1,15}", re.ASCII)
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(?:[Zz]|([+-])([01]\d|2[0-3]):([0-5]\d))", re.ASCII
+)
+
+
+def parse_time(text: str, field: str) -> int:
+    """Milliseconds since 1970 of whole milliseconds as text, or of an RFC 3339 time, whose zone must be given.
+
+    Digits beyond the milliseconds are dropped.
+    """
+    if _MILLISECONDS.fullmatch(text):
+        return int(text)
+    match = _RFC3339.fullmatch(text)
+    if not match:
+        raise BadRecord("bad_time", field, f"{text[:40]!r} is neither milliseconds nor RFC 3339 with a time zone")
+    day, clock, fraction, sign, hours, minutes = match.groups()
+    try:
+        local = int(np.datetime64(f"{day}T{clock}", "ms").astype(np.int64))
+    except ValueError as error:
+        raise BadRecord("bad_time", field, f"{text[:40]!r} is no time") from error
+    offset = (int(hours) * 60 + int(minutes)) * 60_000 if sign else 0
+    return local + int(f"{fraction or ''}000"[:3]) - (-offset if sign == "-" else offset)

@@ -1,0 +1,58 @@
+"""Which model version stands in which slot: the replay of the ``models`` topic, and the moves between slots.
+
+    a new version is promoted   challenger or nothing -> champion, the old champion -> previous
+    a new version must wait     -> challenger
+    a rollback                  an older version -> champion, the old champion -> previous
+
+The highest sequence of a slot holds; a record with a lower one is out of date and changes nothing.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Struct
+
+from tidemill.messages import ModelVersion
+
+
+class Slots(Struct):
+    """The replay so far; ``apply`` each record of ``models`` in the order of the log."""
+
+    champion: ModelVersion | None = None
+    challenger: ModelVersion | None = None
+    previous: ModelVersion | None = None
+    sequence: int = 0
+
+    @classmethod
+    def of(cls, values: Iterable[bytes]) -> "Slots":
+        """The slots after the records with these values."""
+        slots = cls()
+        for value in values:
+            slots.apply(_decoder.decode(value))
+        return slots
+
+    def apply(self, version: ModelVersion) -> None:
+        """Take one record; of two with the same sequence the later one holds."""
+        held = getattr(self, version.state)
+        if held is None or version.sequence >= held.sequence:
+            setattr(self, version.state, version)
+        self.sequence = max(self.sequence, version.sequence)
+
+    def held(self) -> list[ModelVersion]:
+        """The versions that stand in a slot now."""
+        return [version for version in (self.champion, self.challenger, self.previous) if version is not None]
+
+    def promote(self, version: ModelVersion, at: int) -> list[ModelVersion]:
+        """The records that make ``version`` the champion and the champion ``previous``."""
+        demoted = [] if self.champion is None else [self._move(self.champion, "previous", 1, at)]
+        return [*demoted, self._move(version, "champion", 1 + len(demoted), at)]
+
+    def challenge(self, version: ModelVersion, at: int) -> list[ModelVersion]:
+        """The record that makes ``version`` wait as the challenger."""
+        return [self._move(version, "challenger", 1, at)]
+
+    def _move(self, version: ModelVersion, slot: str, step: int, at: int) -> ModelVersion:
+        return msgspec.structs.replace(version, state=slot, sequence=self.sequence + step, at=at)
+
+
+_decoder = msgspec.json.Decoder(ModelVersion)

@@ -1,0 +1,374 @@
+"""The predictor: micro-batches of requests -> answers, with the champion of ``models``, which changes without a pause.
+
+Two threads share one slot. The preparer follows ``models`` and loads, tries and warms a new champion; the loop takes what is
+ready between two batches, as one object: schema, decoder, encoder and model never mix with another version's. A champion
+that is refused changes nothing but an event: the old one goes on.
+
+Before the first model nothing is polled: requests wait in the log. Every request gets exactly one answer or one dead letter,
+in the same commit as the position behind it.
+"""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+import structlog
+from msgspec import Struct
+
+from tidemill.bundles import Bundle
+from tidemill.clock import Clock
+from tidemill.core.answers import Answerer, Answers
+from tidemill.core.decoding import Decoder, deadline, event_time, request_id
+from tidemill.core.versions import Slots
+from tidemill.errors import BadRecord, TidemillError, Unavailable, UnknownModel
+from tidemill.log.base import Batch, Headers, Log, Message, Record
+from tidemill.messages import Event, ModelVersion, Prediction, Topics, to_bytes
+from tidemill.roles.loop import run_loop
+from tidemill.settings import Predictor as PredictorSettings
+
+ROLE = "predictor"
+POLL_SECONDS = 0.25
+EVENT_SECONDS = 2.0
+"""Between two ``requests_answered``: fresh enough for a person, rare beside the answers."""
+WARM_ROWS = (1, 10, 100)
+RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 1.0, 30.0
+_TRACE = frozenset({"traceparent", "tracestate"})
+_UNUSABLE = (TidemillError, OSError, MemoryError, ValueError, LookupError, TypeError, msgspec.MsgspecError)
+"""What a bundle may do when it is loaded; none of it may stop the answers of the model that serves."""
+
+logger = structlog.get_logger()
+
+
+class Store(Protocol):
+    """Of the bundles, what the predictor needs. A bundle is named by its hash: no path from a message is ever opened."""
+
+    def load(self, bundle: str) -> Bundle:
+        """Verify and load; the bundle stays until it is closed."""
+        ...
+
+    def try_in_child(self, bundle: str) -> None:
+        """Raises ``BundleRefused`` where loading it here would do harm."""
+        ...
+
+
+class Serving(Struct, frozen=True):
+    """One version with all that belongs to it."""
+
+    version: ModelVersion
+    bundle: Bundle
+    answerer: Answerer
+
+
+class Preparer:
+    """Follows ``models`` in a thread; ``take`` gives the newest champion once it is ready to answer."""
+
+    def __init__(self, log: Log, topics: Topics, store: Store, bytes_max: int, clock: Clock) -> None:
+        self.events: deque[Event] = deque()
+        self._log = log
+        self._topics = topics
+        self._store = store
+        self._bytes_max = bytes_max
+        self._clock = clock
+        self._slots = Slots()
+        self._tried: ModelVersion | None = None
+        self._prepared: ModelVersion | None = None
+        self._retry: tuple[float, float] | None = None
+        self._ready: Serving | None = None
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="preparer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread (a trial load that is under way is not waited for), and give back what nobody took."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+        with self._changed:
+            self._put(None)
+
+    def take(self, timeout: float = 0.0) -> Serving | None:
+        """The newest champion that is ready and was not taken yet; it is the caller's to close.
+
+        Raises what ended the thread, if anything did.
+        """
+        with self._changed:
+            if self._ready is None and self._failure is None and timeout:
+                self._changed.wait(timeout)
+            if self._failure is not None:
+                raise self._failure
+            ready, self._ready = self._ready, None
+            return ready
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._follow()
+            except Unavailable as error:
+                logger.warning("models_unavailable", error=str(error))
+                self._stop.wait(RETRY_SECONDS_FIRST)
+            except BaseException as error:
+                # The loop raises it again, in the thread that can end the role.
+                with self._changed:
+                    self._failure = error
+                    self._changed.notify_all()
+                return
+
+    def _follow(self) -> None:
+        """Replay ``models`` and go on with what comes; a champion counts once everything that stood there is read."""
+        for records in self._log.follow(self._topics.models, timeout=POLL_SECONDS):
+            if self._stop.is_set():
+                return
+            for record in records:
+                self._apply(record)
+            if not records and self._slots.champion is not None:
+                self._consider(self._slots.champion)
+
+    def _apply(self, record: Record) -> None:
+        try:
+            self._slots.apply(msgspec.json.decode(record.value, type=ModelVersion))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            logger.error("model_record_skipped", offset=record.offset, error=str(error))
+
+    def _consider(self, version: ModelVersion) -> None:
+        """Prepare a champion that is new, or whose time to be tried again has come."""
+        again = self._retry is not None and self._clock.monotonic() >= self._retry[0]
+        if version == self._tried and not again:
+            return
+        first = version != self._tried
+        self._tried = version
+        if first:
+            self._retry = None
+        if self._prepared is not None and (version.version, version.bundle) == (
+            self._prepared.version,
+            self._prepared.bundle,
+        ):
+            return
+        try:
+            serving = self._load(version)
+        except _UNUSABLE as error:
+            self._refuse(version, error, first)
+            return
+        self._retry, self._prepared = None, version
+        with self._changed:
+            self._put(serving)
+            if self._stop.is_set():
+                self._put(None)
+
+    def _load(self, version: ModelVersion) -> Serving:
+        self._store.try_in_child(version.bundle)
+        bundle = self._store.load(version.bundle)
+        try:
+            answerer = Answerer(bundle.schema, Decoder(bundle.schema, self._bytes_max), bundle.encoder, bundle.model.predict)
+            for rows in WARM_ROWS:
+                bundle.model.predict(np.full((rows, len(bundle.schema.columns)), np.nan))
+            return Serving(version, bundle, answerer)
+        except BaseException:
+            bundle.close()
+            raise
+
+    def _refuse(self, version: ModelVersion, error: Exception, first: bool) -> None:
+        """Tell it once. What is only away or not there yet is tried again, later each time."""
+        if isinstance(error, Unavailable | UnknownModel | OSError):
+            wait = RETRY_SECONDS_FIRST if self._retry is None else min(2 * self._retry[1], RETRY_SECONDS_MAX)
+            self._retry = (self._clock.monotonic() + wait, wait)
+        else:
+            self._retry = None
+        if first:
+            told = {"version": version.version, "bundle": version.bundle, "error": f"{type(error).__name__}: {error}"}
+            logger.error("bundle_refused", **told)
+            self.events.append(Event("bundle_refused", ROLE, self._clock.now_ms(), told))
+
+    def _put(self, serving: Serving | None) -> None:
+        if self._ready is not None:
+            self._ready.bundle.close()
+        self._ready = serving
+        self._changed.notify_all()
+
+
+class Counts:
+    """What was done since the last event. A crash loses them: they are for people, the truth is in the topics."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.delay_ms = 0
+        self.delay_ms_max = 0
+        self.by_name = {name: Counter[str]() for name in ("dead", "missing", "unseen", "outside")}
+
+    def add(self, answers: Answers, columns: Sequence[str], delays_ms: Sequence[int]) -> None:
+        """Count a batch: its answers, how long each was on its way, and by feature what was odd in them."""
+        self.answered += len(delays_ms)
+        self.delay_ms += sum(delays_ms)
+        self.delay_ms_max = max(self.delay_ms_max, *delays_ms, 0)
+        for name in ("missing", "unseen", "outside"):
+            counts = getattr(answers.encoded, name)
+            if counts.any():
+                self.by_name[name].update({columns[i]: int(counts[i]) for i in counts.nonzero()[0]})
+
+    def __bool__(self) -> bool:
+        return self.answered > 0 or bool(self.by_name["dead"])
+
+    def values(self) -> dict[str, Any]:
+        """The values of ``requests_answered``."""
+        mean = self.delay_ms / self.answered if self.answered else 0.0
+        return {
+            "answered": self.answered,
+            "delay_ms_mean": mean,
+            "delay_ms_max": self.delay_ms_max,
+            **{name: dict(counter) for name, counter in self.by_name.items()},
+        }
+
+
+class Asked(NamedTuple):
+    """A request whose key and headers can be used: its row in the batch, its id, and when it was asked."""
+
+    row: int
+    id: str
+    at: int
+
+
+class Predictor:
+    """The role. One at a time answers on a SQLite log; others wait with their model ready."""
+
+    def __init__(self, log: Log, topics: Topics, store: Store, settings: PredictorSettings, clock: Clock) -> None:
+        self._log = log
+        self._topics = topics
+        self._settings = settings
+        self._clock = clock
+        self._preparer = Preparer(log, topics, store, settings.request_bytes_max, clock)
+        self._serving: Serving | None = None
+        self._counts = Counts()
+        self._told_at = clock.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        """Answer until ``stop`` is set."""
+        reader = self._log.join(ROLE, [self._topics.requests])
+        self._preparer.start()
+        try:
+            self._wait_for_model(stop)
+            run_loop(ROLE, reader, self._handle, stop, self._settings.batch_max, POLL_SECONDS, self._idle)
+            self._tell(0.0)
+        finally:
+            self._preparer.close()
+            if self._serving is not None:
+                self._serving.bundle.close()
+            reader.close()
+
+    def _wait_for_model(self, stop: threading.Event) -> None:
+        told = False
+        while self._serving is None and not stop.is_set():
+            self._swap(POLL_SECONDS)
+            self._tell(EVENT_SECONDS)
+            if self._serving is None and not told:
+                logger.info("waiting_for_model", topic=self._topics.models)
+                told = True
+
+    def _idle(self) -> None:
+        self._swap()
+        self._tell(EVENT_SECONDS)
+
+    def _tell(self, seconds: float) -> None:
+        """Publish the events that are due, apart from any batch."""
+        events = list(self._events(seconds))
+        if events:
+            self._log.append(events)
+
+    def _swap(self, timeout: float = 0.0) -> None:
+        """Let a champion that is ready serve from here on."""
+        new = self._preparer.take(timeout)
+        if new is None:
+            return
+        old, self._serving = self._serving, new
+        told: dict[str, Any] = {"version": new.version.version, "bundle": new.version.bundle}
+        if old is not None:
+            told |= {"old_version": old.version.version, "old_bundle": old.version.bundle}
+            old.bundle.close()
+        logger.info("model_swapped", **told)
+        self._preparer.events.append(Event("model_swapped", ROLE, self._clock.now_ms(), told))
+
+    def _handle(self, batch: Batch) -> list[Message]:
+        """One answer or dead letter for every request of the batch, and the events that are due."""
+        self._swap()
+        serving = self._serving
+        assert serving is not None, "the loop starts with a model"  # noqa: S101
+        refused: list[tuple[int, BadRecord]] = []
+        asked = self._asked(batch, refused)
+        answers = serving.answerer.answer([batch.values[request.row] for request in asked])
+        now = self._clock.now_ms()
+        refused += [(asked[place].row, error) for place, error in answers.bad]
+        answered = [asked[place] for place in answers.rows]
+        self._counts.add(answers, serving.bundle.schema.columns, [now - batch.times_ms[request.row] for request in answered])
+        self._counts.by_name["dead"].update(error.reason for _, error in refused)
+        return [
+            *self._predictions(serving.version, batch, answered, answers, now),
+            *(dead_letter(self._topics, ROLE, batch, row, error) for row, error in refused),
+            *self._events(EVENT_SECONDS),
+        ]
+
+    def _asked(self, batch: Batch, refused: list[tuple[int, BadRecord]]) -> list[Asked]:
+        """The requests whose envelope is good and whose deadline has not passed; the others go to ``refused``."""
+        now, require_id = self._clock.now_ms(), self._settings.require_id
+        places = zip(batch.keys, batch.topics, batch.partitions, batch.offsets, strict=True)
+        asked = []
+        for row, place in enumerate(places):
+            headers, at = batch.headers[row], batch.times_ms[row]
+            try:
+                name = request_id(*place, require_id)
+                if headers:
+                    at = event_time(headers, at)
+                    _check_deadline(headers, now)
+                asked.append(Asked(row, name, at))
+            except BadRecord as error:
+                refused.append((row, error))
+        return asked
+
+    def _predictions(
+        self, version: ModelVersion, batch: Batch, answered: list[Asked], answers: Answers, now: int
+    ) -> Iterator[Message]:
+        topic, number, bundle = self._topics.predictions, version.version, version.bundle
+        values = zip(answers.predictions, answers.probability, answers.probabilities, answers.value, strict=True)
+        for request, (label, probability, probabilities, value) in zip(answered, values, strict=True):
+            headers = batch.headers[request.row]
+            message = Prediction(request.id, label, number, bundle, request.at, now, probability, probabilities, value)
+            yield Message(topic, to_bytes(message), request.id.encode(), _trace(headers) if headers else ())
+
+    def _events(self, seconds: float) -> Iterator[Message]:
+        """Those that wait, and ``requests_answered`` where the last one is so long ago."""
+        while self._preparer.events:
+            yield Message(self._topics.events, to_bytes(self._preparer.events.popleft()))
+        if self._counts and self._clock.monotonic() - self._told_at >= seconds:
+            serving = self._serving
+            values = self._counts.values() | ({"version": serving.version.version} if serving else {})
+            yield Message(self._topics.events, to_bytes(Event("requests_answered", ROLE, self._clock.now_ms(), values)))
+            self._counts, self._told_at = Counts(), self._clock.monotonic()
+
+
+def dead_letter(topics: Topics, role: str, batch: Batch, row: int, error: BadRecord) -> Message:
+    """The record as it came, with where it stood and why it could not be used in the headers."""
+    told = {
+        "topic": batch.topics[row],
+        "partition": str(batch.partitions[row]),
+        "offset": str(batch.offsets[row]),
+        "reason": error.reason,
+        "field": error.field,
+        "detail": error.detail[:500],
+        "role": role,
+    }
+    headers = tuple((name, text.encode("utf-8", "replace")) for name, text in told.items())
+    return Message(topics.dead_letters, batch.values[row], batch.keys[row], headers)
+
+
+def _check_deadline(headers: Headers, now: int) -> None:
+    limit = deadline(headers)
+    if limit is not None and limit < now:
+        raise BadRecord("expired", "deadline", f"it was {now - limit} ms ago")
+
+
+def _trace(headers: Headers) -> Headers:
+    return tuple(header for header in headers if header[0] in _TRACE)

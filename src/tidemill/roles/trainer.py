@@ -1,0 +1,294 @@
+"""The trainer: takes retrain commands, tunes, fits, judges, writes the bundle, announces it.
+
+A command is an experiment; commands that wait are merged into one, or queue (a setting). Trials are records: killed in the
+middle, the next trainer reads them, goes on where the last one was, and ends with the same bundle. The announcement, the
+journal entry and the trainer's position become visible in one commit.
+"""
+
+import platform
+import threading
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+import msgspec
+import structlog
+
+from tidemill.bundles import BundleStore, Card
+from tidemill.clock import Clock
+from tidemill.core.metrics import metric
+from tidemill.core.retraining import merge
+from tidemill.core.schema import Schema
+from tidemill.core.training_set import Rows, holdout_rows, training_set
+from tidemill.core.verdict import Comparison, Decision, decide
+from tidemill.core.versions import Slots
+from tidemill.errors import ConfigError
+from tidemill.failpoints import failpoint
+from tidemill.lake import Lake
+from tidemill.log.base import Batch, Log, Message, read_all
+from tidemill.messages import Event, JournalEntry, Label, ModelVersion, Retrain, Topics, Trial, to_bytes
+from tidemill.roles.experiment import (
+    Fitted,
+    Observed,
+    Prepared,
+    Search,
+    comparable,
+    fitted,
+    judge,
+    prepare,
+    run_search,
+)
+from tidemill.roles.loop import run_loop
+from tidemill.settings import Settings
+
+logger = structlog.get_logger()
+
+
+class Trainer:
+    """One member of the group ``trainer``; ``original`` gives the original data's labelled rows.
+
+    ``on_trial`` is called with every finished trial, ``on_decision`` with every journal entry once it is committed.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        lake: Lake,
+        store: BundleStore,
+        settings: Settings,
+        settings_digest: str,
+        schema: Schema,
+        original: Callable[[], Rows],
+        plan: Search,
+        clock: Clock,
+        on_trial: Callable[[Trial], None] = lambda trial: None,
+        on_decision: Callable[[JournalEntry], None] = lambda entry: None,
+    ) -> None:
+        self.log = log
+        self.topics = topics
+        self.lake = lake
+        self.store = store
+        self.settings = settings
+        self.settings_digest = settings_digest
+        self.schema = schema
+        self.original = original
+        self.plan = plan
+        self.clock = clock
+        self.on_trial = on_trial
+        self.on_decision = on_decision
+        self.metric = metric(settings.tune.metric, schema.task)
+
+    def run(self, stop: threading.Event, idle: Callable[[], None] = lambda: None) -> None:
+        """Serve commands until ``stop`` is set."""
+        queue = self.settings.retrain.commands == "queue"
+        reader = self.log.join("trainer", [self.topics.retrain])
+        decided: list[JournalEntry] = []
+
+        def handle(batch: Batch) -> Sequence[Message]:
+            entry, outputs = self._serve(batch.values)
+            decided[:] = [entry] if entry else []
+            return outputs
+
+        def report() -> None:
+            while decided:
+                entry = decided.pop()
+                self._prune()
+                self.on_decision(entry)
+            idle()
+
+        try:
+            run_loop("trainer", reader, handle, stop, limit=1 if queue else 1000, timeout=0.25, idle=report)
+        finally:
+            reader.close()
+
+    def _serve(self, values: Sequence[bytes]) -> tuple[JournalEntry | None, list[Message]]:
+        """One experiment for the commands that the journal has not finished."""
+        finished = self._finished()
+        commands = [msgspec.json.decode(value, type=Retrain) for value in values]
+        waiting = [command for command in commands if command.id not in finished]
+        if not waiting:
+            return None, []
+        command = merge(waiting)
+        merged = [other.id for other in waiting if other.id != command.id]
+        logger.info("experiment_started", experiment=command.id, reason=command.reason, data_version=command.data_version)
+        self._event("experiment_started", experiment=command.id, reason=command.reason, trials=self.settings.tune.trials)
+        try:
+            return self._experiment(command, merged)
+        except ConfigError as error:
+            # The command is at fault (too few rows of a class, say), not the trainer: the next one may work.
+            logger.error("experiment_failed", experiment=command.id, error=str(error))
+            entry = self._entry(command, merged, verdict="failed", detail=str(error))
+            return entry, self._outputs(entry, [])
+
+    def _experiment(self, command: Retrain, merged: list[str]) -> tuple[JournalEntry, list[Message]]:
+        started = self.clock.monotonic()
+        slots = Slots.of(record.value for record in read_all(self.log, self.topics.models))
+        observed = self._observed(command.data_version)
+        held, kept = self._holdout(slots, observed)
+        if kept:
+            entry = self._entry(command, merged, verdict="kept", detail=kept)
+            return entry, self._outputs(entry, [])
+        learnt, judged = observed.split(held)
+        prepared = self._prepare(learnt)
+        best, model_bytes = run_search(command.id, prepared, self.plan, self._recorded(command.id), self._record)
+        failpoint("trainer.searched")
+        challenger = fitted(self.plan.learner().load(model_bytes), prepared)
+        comparison = self._judge(challenger, slots, judged)
+        decision = decide(self.settings.verdict.policy, self._rival(slots) is not None, comparison)
+        if held and decision == "promoted":
+            challenger = self._refit(best, self._prepare(observed))
+        model_version = self._write(command, best, challenger, slots)
+        failpoint("trainer.bundled")
+        entry = self._entry(
+            command,
+            merged,
+            verdict=decision,
+            rows=challenger.rows,
+            training_set=challenger.digest,
+            environment=best.environment,
+            score=best.score,
+            parameters=best.parameters,
+            rounds=best.rounds,
+            trials=self.settings.tune.trials,
+            seconds=self.clock.monotonic() - started,
+            version=model_version.version,
+            bundle=model_version.bundle,
+            champion_version=slots.champion.version if slots.champion else 0,
+            champion_bundle=slots.champion.bundle if slots.champion else "",
+            statistic=msgspec.to_builtins(comparison) if comparison else {},
+        )
+        return entry, self._outputs(entry, self._moves(slots, model_version, decision))
+
+    def _observed(self, data_version: int) -> Observed:
+        frame = self.lake.observations(data_version)
+        outcomes: list[Label] = [msgspec.json.decode(text) for text in frame["outcome"]]
+        return Observed(frame["features"].to_list(), outcomes, frame["event_at"].to_list())
+
+    def _rival(self, slots: Slots) -> ModelVersion | None:
+        """The champion, where it answers the question that the schema asks now."""
+        if slots.champion is None:
+            return None
+        schema = self.store.schema(slots.champion.bundle)
+        return slots.champion if comparable(schema, self.schema) else None
+
+    def _holdout(self, slots: Slots, observed: Observed) -> tuple[int, str]:
+        """How many observations to judge on, and why the champion stays without a trial, or ``""``."""
+        rival = self._rival(slots)
+        if rival is None or self.settings.verdict.policy != "better":
+            return 0, ""
+        verdict = self.settings.verdict
+        rows = holdout_rows(len(observed.outcomes), rival.data_version, verdict.holdout)
+        if rows >= verdict.holdout_rows_min:
+            return rows, ""
+        return (
+            0,
+            f"{rows} held-out observations are too few to judge on: verdict.holdout_rows_min is {verdict.holdout_rows_min}",
+        )
+
+    def _prepare(self, observed: Observed) -> Prepared:
+        rows = training_set(self.schema, self.original(), observed.rows(self.schema), self.settings.retrain.window_rows)
+        return prepare(self.schema, rows, self.settings.tune, self.plan.seed)
+
+    def _refit(self, best: Trial, prepared: Prepared) -> Fitted:
+        """The winner, with exactly what was scored, on the held-out observations too."""
+        learner = self.plan.learner()
+        return fitted(learner.fit(prepared.samples, best.parameters, best.rounds, self.plan.seed, threads=1), prepared)
+
+    def _judge(self, challenger: Fitted, slots: Slots, judged: Observed) -> Comparison | None:
+        if slots.champion is None or not judged.outcomes:
+            return None
+        champion = self.store.load(slots.champion.bundle)
+        try:
+            return judge(challenger, champion, judged, self.metric, self.settings.verdict.confidence, self.plan.seed)
+        finally:
+            champion.close()
+
+    def _write(self, command: Retrain, best: Trial, model: Fitted, slots: Slots) -> ModelVersion:
+        """The bundle, tried in a child before anybody hears of it."""
+        number = 1 + max((entry.version for entry in self._journal()), default=0)
+        now = self.clock.now_ms()
+        card = Card(
+            learner=self.settings.tune.learner,
+            metric=self.metric.name,
+            score=best.score,
+            parameters=best.parameters,
+            rounds=best.rounds,
+            seed=self.plan.seed,
+            data_version=command.data_version,
+            rows=model.rows,
+            training_set=model.digest,
+            experiment=command.id,
+            version=number,
+            created_at=now,
+            libraries={"python": platform.python_version(), "tidemill": version("tidemill")},
+        )
+        bundle = self.store.write(model.model, model.encoder, card, model.golden)
+        self.store.try_in_child(bundle)
+        return ModelVersion(
+            version=number,
+            uri=bundle,
+            bundle=bundle,
+            schema=self.schema.digest(),
+            state="challenger",
+            data_version=command.data_version,
+            experiment=command.id,
+            at=now,
+            sequence=slots.sequence,
+        )
+
+    def _moves(self, slots: Slots, model: ModelVersion, decision: Decision) -> list[ModelVersion]:
+        if decision == "promoted":
+            return slots.promote(model, model.at)
+        return slots.challenge(model, model.at) if decision == "waiting" else []
+
+    def _outputs(self, entry: JournalEntry, moves: Sequence[ModelVersion]) -> list[Message]:
+        logger.info("experiment_finished", experiment=entry.experiment, verdict=entry.verdict, version=entry.version)
+        event = Event("experiment_finished", "trainer", entry.at, msgspec.to_builtins(entry))
+        return [
+            *(Message(self.topics.models, to_bytes(move), move.state.encode()) for move in moves),
+            Message(self.topics.journal, to_bytes(entry), entry.id.encode()),
+            Message(self.topics.events, to_bytes(event)),
+        ]
+
+    def _entry(self, command: Retrain, merged: list[str], **facts: object) -> JournalEntry:
+        base = JournalEntry(
+            id=command.id,
+            kind="experiment",
+            reason=command.reason,
+            verdict="failed",
+            at=self.clock.now_ms(),
+            experiment=command.id,
+            data_version=command.data_version,
+            settings=self.settings_digest,
+            metric=self.metric.name,
+            merged=merged,
+        )
+        return msgspec.structs.replace(base, **facts)
+
+    def _journal(self) -> list[JournalEntry]:
+        return [msgspec.json.decode(record.value, type=JournalEntry) for record in read_all(self.log, self.topics.journal)]
+
+    def _finished(self) -> set[str]:
+        return {id for entry in self._journal() for id in (entry.id, *entry.merged)}
+
+    def _recorded(self, experiment: str) -> list[Trial]:
+        """The experiment's trials so far; a repeated key is the same trial."""
+        trials = (msgspec.json.decode(record.value, type=Trial) for record in read_all(self.log, self.topics.trials))
+        return list({trial.number: trial for trial in trials if trial.experiment == experiment}.values())
+
+    def _record(self, trial: Trial) -> None:
+        key = f"{trial.experiment}/{trial.number}".encode()
+        self.log.append([Message(self.topics.trials, to_bytes(trial), key)])
+        failpoint("trainer.recorded")
+        self.on_trial(trial)
+
+    def _event(self, name: str, **values: object) -> None:
+        event = Event(name, "trainer", self.clock.now_ms(), values)
+        self.log.append([Message(self.topics.events, to_bytes(event))])
+
+    def _prune(self) -> None:
+        """Remove bundles that stand in no slot and are not among the newest ``bundles.keep``."""
+        slots = Slots.of(record.value for record in read_all(self.log, self.topics.models))
+        newest = [entry.bundle for entry in self._journal() if entry.bundle][-self.settings.bundles.keep :]
+        for bundle in self.store.prune({*newest, *(held.bundle for held in slots.held())}):
+            logger.info("bundle_pruned", bundle=bundle)

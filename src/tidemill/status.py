@@ -1,0 +1,205 @@
+"""How a project stands: roles, lag, versions, counts, and the latest that was measured.
+
+Reads positions and the small topics only, so it is quick beside a log of any size.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from tidemill.clock import Clock
+from tidemill.core.versions import Slots
+from tidemill.log.base import Log, Record, lag, read_all
+from tidemill.messages import Event, JournalEntry, ModelVersion, Topics
+from tidemill.processes import is_alive, read_runs
+
+SHOWN_EVENTS = ("requests_answered", "observations_joined", "quality_measured")
+"""The newest of each is shown."""
+
+
+class RoleState(Struct, frozen=True):
+    """A role that a supervisor started; one that it stopped in order is not listed."""
+
+    role: str
+    alive: bool
+    pid: int
+    started_at: int
+    seconds: float
+    restarts: int
+
+
+class Behind(Struct, frozen=True):
+    """By topic, how many records a group has not taken yet; ``started`` is False where it never took any."""
+
+    started: bool
+    records: dict[str, int]
+    total: int
+
+
+class Slot(Struct, frozen=True):
+    """A version in a slot; ``seconds`` since it came there."""
+
+    version: int
+    bundle: str
+    data_version: int
+    at: int
+    seconds: float
+
+
+class Status(Struct, frozen=True):
+    """All of it; its JSON is what ``tidemill status --json`` prints. Topics go by their names in ``messages.Topics``."""
+
+    project: str
+    at: int
+    waits_for_first_model: bool
+    roles: list[RoleState]
+    lag: dict[str, Behind]
+    counts: dict[str, int]
+    champion: Slot | None
+    challenger: Slot | None
+    previous: Slot | None
+    last_decision: JournalEntry | None
+    events: dict[str, Event]
+
+
+def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
+    """Look now. Parts are read one after the other, so counts of a busy project may differ by what came meanwhile."""
+    now = clock.now_ms()
+    names = {field: getattr(topics, field) for field in topics.__struct_fields__}
+    slots = Slots.of(record.value for record in read_all(log, topics.models))
+    return Status(
+        project=topics.requests.rpartition(".")[0],
+        at=now,
+        waits_for_first_model=slots.champion is None,
+        roles=_roles(run_dir, now),
+        lag={group: _behind(log, group, fields, names) for group, fields in CONSUMERS.items()},
+        counts={field: sum(end for _, end in log.bounds(name).values()) for field, name in names.items()},
+        champion=_slot(slots.champion, now),
+        challenger=_slot(slots.challenger, now),
+        previous=_slot(slots.previous, now),
+        last_decision=_last_decision(log, topics),
+        events=_latest_events(log, topics),
+    )
+
+
+CONSUMERS = {
+    "predictor": ("requests",),
+    "recorder": ("requests", "predictions", "outcomes", "dead_letters"),
+    "trainer": ("retrain",),
+    "tracker": ("trials", "journal", "models"),
+}
+"""Each consumer group and its topics."""
+
+
+def _roles(run_dir: Path, now: int) -> list[RoleState]:
+    return [
+        RoleState(run.role, is_alive(run), run.pid, run.started_at, (now - run.started_at) / 1000, run.restarts)
+        for run in read_runs(run_dir)
+    ]
+
+
+def _behind(log: Log, group: str, fields: tuple[str, ...], names: Mapping[str, str]) -> Behind:
+    found = lag(log, group, [names[field] for field in fields])
+    records = {field: found[names[field]] for field in fields}
+    return Behind(bool(log.committed(group)), records, sum(records.values()))
+
+
+def _slot(version: ModelVersion | None, now: int) -> Slot | None:
+    if version is None:
+        return None
+    return Slot(version.version, version.bundle, version.data_version, version.at, (now - version.at) / 1000)
+
+
+def _last_decision(log: Log, topics: Topics) -> JournalEntry | None:
+    records = read_all(log, topics.journal)
+    return msgspec.json.decode(records[-1].value, type=JournalEntry) if records else None
+
+
+def _latest_events(log: Log, topics: Topics) -> dict[str, Event]:
+    """The newest of each name. Only those are decoded: the log can be followed from its ends alone, and 100,000 events of
+    other names or older ones must not cost more than their reading.
+    """
+    starts = {name: f'{{"name":"{name}",'.encode() for name in SHOWN_EVENTS}
+    latest: dict[str, Record] = {}
+    for records in log.follow(topics.events):
+        if not records:
+            break
+        for record in records:
+            latest |= {name: record for name, start in starts.items() if record.value.startswith(start)}
+    return {name: msgspec.json.decode(latest[name].value, type=Event) for name in SHOWN_EVENTS if name in latest}
+
+
+def render(found: Status) -> str:
+    """For a terminal: a block a subject."""
+    blocks = [
+        [f"project {found.project}"],
+        ["roles", *(_rows([_role_cells(role) for role in found.roles]) or ["  none run here; start them: tidemill run"])],
+        ["models", *_rows([_slot_cells(name, getattr(found, name)) for name in ("champion", "challenger", "previous")])],
+        ["topics", *_rows([(name.replace("_", "-"), str(count)) for name, count in found.counts.items()])],
+        ["waiting records", *_rows([_behind_cells(group, behind) for group, behind in found.lag.items()])],
+        ["last decision", f"  {_decision(found)}"],
+        ["measured", *(_rows([_event_cells(event, found.at) for event in found.events.values()]) or ["  nothing yet"])],
+    ]
+    if found.waits_for_first_model:
+        blocks[2].insert(1, "  waiting for the first model (train it: tidemill train); requests stay in the log until then")
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _rows(rows: list[tuple[str, ...]]) -> list[str]:
+    """Cells in columns, as wide as they need."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _role_cells(role: RoleState) -> tuple[str, ...]:
+    restarts = f"{role.restarts} restarts" if role.restarts != 1 else "1 restart"
+    if not role.alive:
+        return role.role, "DEAD", f"pid {role.pid}", "", restarts
+    return role.role, "alive", f"pid {role.pid}", f"for {_duration(role.seconds)}", restarts
+
+
+def _slot_cells(name: str, slot: Slot | None) -> tuple[str, ...]:
+    if slot is None:
+        return name, "none", "", "", ""
+    learned = f"{slot.data_version} observations"
+    return name, f"version {slot.version}", slot.bundle[:12], learned, f"for {_duration(slot.seconds)}"
+
+
+def _behind_cells(group: str, behind: Behind) -> tuple[str, ...]:
+    parts = ", ".join(f"{name.replace('_', '-')} {count}" for name, count in behind.records.items() if count)
+    return group, str(behind.total), parts if behind.started else f"{parts} (has never run)".strip()
+
+
+def _decision(found: Status) -> str:
+    entry = found.last_decision
+    if entry is None:
+        return "none yet"
+    text = (
+        f"{entry.kind} {entry.id}: {entry.verdict}, version {entry.version}, {_duration((found.at - entry.at) / 1000)} ago"
+    )
+    if entry.score is not None:
+        text += f", {entry.metric} {entry.score:.5g}"
+    return f"{text}; {entry.detail}" if entry.detail else text
+
+
+def _event_cells(event: Event, now: int) -> tuple[str, ...]:
+    values = ", ".join(f"{name} {_shown(value)}" for name, value in event.values.items())
+    return event.name, f"{_duration((now - event.at) / 1000)} ago", values
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items()) + "}"
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

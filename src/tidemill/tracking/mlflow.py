@@ -1,0 +1,377 @@
+"""Copies experiments to MLflow: runs, metrics, models and the registry's aliases, in one SQLite file.
+
+Nothing is read back to decide. Runs are named by ids, never through MLflow's global "active run". Importing MLflow takes
+about 5 s and its SQLite store 2.5 s more (measured, 3.17), so that happens on first use, in the tracker's own process.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import sqlite3
+import sys
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from tidemill.errors import ConfigError, Unavailable
+from tidemill.failpoints import failpoint
+from tidemill.messages import JournalEntry, ModelVersion, Trial
+from tidemill.tracking.mlflow_model import write_model
+
+LOCK_SECONDS = 3.0
+"""How long a locked store is waited for, before the caller is told to come back later. MLflow itself would wait for 20."""
+PARAMETER_CHARACTERS = 6000
+"""MLflow refuses longer values of parameters."""
+PAGE = 1000
+COUNT_EXPERIMENTS = """
+SELECT count(DISTINCT runs.run_uuid) FROM tags JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)
+WHERE tags.key = 'tidemill.kind' AND tags.value = 'experiment' AND runs.lifecycle_stage = 'active'
+AND (experiments.name = ?1 OR substr(experiments.name, 1, length(?2)) = ?2)
+"""
+
+
+class MlflowTracker:
+    """A ``Tracker`` that writes MLflow's SQLite store. Each thing it makes carries the tag ``tidemill.key``, by which it is
+    found when it is written again; times are those of the messages, so that writing twice changes nothing.
+
+    ``experiment``: ``each`` makes an MLflow experiment ``project/experiment`` a retraining, ``one`` takes ``project`` for
+    all. What a person has deleted in MLflow comes back if it is written again.
+    """
+
+    def __init__(self, uri: str, project: str, experiment: Literal["each", "one"], bundles_root: Path) -> None:
+        self._uri = uri
+        self._project = project
+        self._experiment = experiment
+        self._bundles = bundles_root
+        self._client: Any = None
+
+    def record_trials(self, trials: Sequence[Trial]) -> None:
+        with self._answering() as client:
+            for experiment, group in groupby(trials, key=lambda trial: trial.experiment):
+                block = list(group)
+                parent = self._parent(client, experiment, _started(block[0]))
+                runs = self._runs(client, parent.info.experiment_id, experiment)
+                for trial in block:
+                    self._record_trial(client, trial, parent, runs.get(_key(trial)))
+
+    def record_decision(self, entry: JournalEntry) -> None:
+        with self._answering() as client:
+            if entry.kind != "experiment":
+                self._note_decision(client, entry)
+                return
+            run = self._parent(client, entry.experiment or entry.id, entry.at - round(entry.seconds * 1000))
+            _log(client, run, entry.at, _decision_metrics(entry), _decision_parameters(entry), _decision_tags(entry))
+            client.set_terminated(run.info.run_id, "FAILED" if entry.verdict == "failed" else "FINISHED", entry.at)
+            if entry.version and entry.bundle:
+                self._registered(client, entry.version, entry.bundle, run)
+
+    def record_version(self, version: ModelVersion) -> None:
+        with self._answering() as client:
+            run = self._parent(client, version.experiment or f"version-{version.version}", version.at)
+            number = self._registered(client, version.version, version.bundle, run)
+            if number is not None:
+                client.set_registered_model_alias(self._project, version.state, number)
+            elif self._registered_model(client) is not None:
+                client.delete_registered_model_alias(self._project, version.state)
+
+    def experiments(self) -> int:
+        """Counted in the file itself: this is asked for in processes that should not wait for MLflow's import."""
+        file = _file(self._uri)
+        if not file.exists():
+            return 0
+        try:
+            with contextlib.closing(_open(file, "ro")) as connection:
+                rows = connection.execute(COUNT_EXPERIMENTS, (self._project, f"{self._project}/")).fetchone()
+        except sqlite3.Error as error:
+            raise Unavailable(f"MLflow's store {file}: {error}") from error
+        return int(rows[0])
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[Any]:
+        """The client, of a store that takes writes now. What MLflow raises becomes ``Unavailable``."""
+        _import_mlflow()
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            create_store(self._uri)
+            _check_writable(_file(self._uri))
+            self._client = self._client or MlflowClient(self._uri, self._uri)
+            yield self._client
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+            raise Unavailable(f"MLflow's store {_file(self._uri)}: {_first_line(error)}") from error
+
+    def _experiment_id(self, client: Any, experiment: str) -> str:
+        name = f"{self._project}/{experiment}" if self._experiment == "each" else self._project
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name, artifact_location=_artifacts(self._uri)))
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _runs(self, client: Any, experiment_id: str, experiment: str) -> dict[str, Any]:
+        """The runs of one of our experiments, by their keys; those that a person deleted are restored."""
+        runs = _all_runs(client, [experiment_id], f"tags.`tidemill.experiment` = '{experiment}'")
+        for run in runs:
+            _restore(client, run)
+        return {run.data.tags["tidemill.key"]: run for run in runs}
+
+    def _parent(self, client: Any, experiment: str, started: int) -> Any:
+        """The experiment's own run."""
+        from mlflow.entities import ViewType
+
+        experiment_id = self._experiment_id(client, experiment)
+        query = f"tags.`tidemill.key` = '{experiment}'"
+        for run in client.search_runs([experiment_id], query, ViewType.ALL, 1):
+            _restore(client, run)
+            return run
+        tags = _tags(experiment, experiment) | {"tidemill.kind": "experiment"}
+        return client.create_run(experiment_id, started, tags, experiment)
+
+    def _record_trial(self, client: Any, trial: Trial, parent: Any, run: Any) -> None:
+        if run is None:
+            tags = _tags(_key(trial), trial.experiment) | {"mlflow.parentRunId": parent.info.run_id}
+            run = client.create_run(parent.info.experiment_id, _started(trial), tags, f"trial {trial.number}")
+            failpoint("tracker.run_created")
+        tags = {"tidemill.environment": trial.environment} | ({"error": trial.error} if trial.error else {})
+        _log(client, run, trial.at, _trial_metrics(trial), trial.parameters, tags)
+        client.set_terminated(run.info.run_id, "FAILED" if trial.error else "FINISHED", trial.at)
+
+    def _note_decision(self, client: Any, entry: JournalEntry) -> None:
+        """A person's promotion or a rollback is a tag of the version; the aliases come with the models themselves."""
+        number = self._version_number(client, entry.version)
+        if number is not None:
+            client.set_model_version_tag(self._project, number, f"tidemill.{entry.kind}", f"{entry.at}: {entry.reason}")
+
+    def _registered_model(self, client: Any) -> Any:
+        return next(iter(client.search_registered_models(f"name = '{self._project}'", max_results=1)), None)
+
+    def _version_number(self, client: Any, version: int) -> str | None:
+        query = f"name = '{self._project}' and tags.`tidemill.version` = '{version}'"
+        return next((str(found.version) for found in client.search_model_versions(query, max_results=1)), None)
+
+    def _registered(self, client: Any, version: int, bundle: str, run: Any) -> str | None:
+        """The registry's number of our version, registered now if it is not yet; None where its bundle is gone."""
+        if (number := self._version_number(client, version)) is not None:
+            return number
+        model = self._logged_model(client, version, bundle, run)
+        if model is None:
+            return None
+        if self._registered_model(client) is None:
+            client.create_registered_model(self._project)
+        import mlflow
+
+        mlflow.set_tracking_uri(self._uri)  # the registry (3.17) looks a model up in the global store, whatever the client's
+        source, tags = f"models:/{model.model_id}", _bundle_tags(version, bundle)
+        made = client.create_model_version(
+            self._project, source, run.info.run_id, tags, model_id=model.model_id, await_creation_for=0
+        )
+        shown = json.dumps([{"name": self._project, "version": made.version}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": shown})
+        return str(made.version)
+
+    def _logged_model(self, client: Any, version: int, bundle: str, run: Any) -> Any:
+        """The bundle as a model of the run, with all its files; None where the bundle is gone."""
+        from mlflow.entities import LoggedModelOutput
+
+        folder = self._bundles / bundle
+        experiment_id, run_id = run.info.experiment_id, run.info.run_id
+        query = f"tags.`tidemill.version` = '{version}'"
+        model = next(iter(client.search_logged_models([experiment_id], query, max_results=1)), None)
+        if model is None:
+            if not folder.is_dir():
+                return None
+            tags = _bundle_tags(version, bundle)
+            model = client.create_logged_model(
+                experiment_id, f"{self._project}-{version}", run_id, tags, model_type="lightgbm"
+            )
+        if str(model.status) != "READY":
+            if not folder.is_dir():
+                return None
+            with write_model(folder, _bundle_tags(version, bundle), str(model.model_id)) as written:
+                client.log_model_artifacts(model.model_id, str(written))
+            failpoint("tracker.model_copied")
+            client.finalize_logged_model(model.model_id, "READY")
+        outputs = client.get_run(run_id).outputs
+        if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        return model
+
+
+def create_store(uri: str) -> None:
+    """Make MLflow's SQLite file, with its tables and in WAL mode, if it is not there.
+
+    One process does it, under a lock, in a draft that is renamed when it is whole: several at once, or one that is killed,
+    would leave half a store that MLflow refuses for ever. Without WAL one open reader blocks a write for 20 s.
+    """
+    file = _file(uri)
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(file.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists():
+            return
+        draft = file.with_name(file.name + ".draft")
+        for leftover in file.parent.glob(draft.name + "*"):
+            leftover.unlink()
+        with contextlib.closing(sqlite3.connect(draft)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        _import_mlflow()
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        store: Any = SqlAlchemyStore
+        store(f"sqlite:///{draft}", _artifacts(uri)).engine.dispose()
+        draft.replace(file)
+
+
+def start_ui(uri: str, port: int) -> list[str]:
+    """The command that serves MLflow's pages on 127.0.0.1 only, for a browser on this machine only.
+
+    Makes the store if there is none. The host check names its two hosts, as MLflow's default takes every private address;
+    the artifact proxy, the job runner and telemetry are off.
+    """
+    create_store(uri)
+    hosts = [f"127.0.0.1:{port}", f"localhost:{port}"]
+    return [
+        "env",
+        "MLFLOW_DISABLE_TELEMETRY=true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false",
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", uri, "--default-artifact-root", _artifacts(uri), "--no-serve-artifacts"),
+        *("--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts)),
+        *("--x-frame-options", "DENY"),
+    ]
+
+
+def _import_mlflow() -> None:
+    """Import it without telemetry and without its tracebacks of errors that are reported here in one line."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    try:
+        import mlflow  # noqa: F401
+    except ImportError as error:
+        text = f"tracking needs MLflow ({error}): pip install 'tidemill[mlflow]', or set tracking.tracker = \"none\""
+        raise ConfigError(text) from error
+
+
+def _file(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+def _artifacts(uri: str) -> str:
+    """Where models are copied to: a folder beside the store."""
+    return _file(uri).absolute().with_name("mlflow-artifacts").as_uri()
+
+
+def _check_writable(file: Path) -> None:
+    """Raises ``sqlite3.Error`` where the store is locked, read-only or gone, after ``LOCK_SECONDS`` at most."""
+    with contextlib.closing(_open(file, "rw")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+
+
+def _open(file: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
+    address = f"file:{urllib.parse.quote(str(file))}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _all_runs(client: Any, experiment_ids: Sequence[str], query: str) -> list[Any]:
+    """Deleted ones too."""
+    from mlflow.entities import ViewType
+
+    page = client.search_runs(experiment_ids, query, ViewType.ALL, PAGE)
+    runs = list(page)
+    while page.token:
+        page = client.search_runs(experiment_ids, query, ViewType.ALL, PAGE, page_token=page.token)
+        runs += page
+    return runs
+
+
+def _restore(client: Any, run: Any) -> None:
+    """A deleted run takes no writes."""
+    if run.info.lifecycle_stage == "deleted":
+        client.restore_run(run.info.run_id)
+
+
+def _key(trial: Trial) -> str:
+    return f"{trial.experiment}/{trial.number}"
+
+
+def _started(trial: Trial) -> int:
+    return trial.at - round(trial.seconds * 1000)
+
+
+def _tags(key: str, experiment: str) -> dict[str, str]:
+    return {
+        "tidemill.key": key,
+        "tidemill.experiment": experiment,
+        "mlflow.source.name": "tidemill",
+        "mlflow.user": "tidemill",
+    }
+
+
+def _bundle_tags(version: int, bundle: str) -> dict[str, str]:
+    return {"tidemill.version": str(version), "tidemill.bundle": bundle}
+
+
+def _trial_metrics(trial: Trial) -> dict[str, float | None]:
+    folds = {f"{trial.metric}_fold_{number}": score for number, score in enumerate(trial.fold_scores, 1)}
+    return {trial.metric: trial.score, **folds, "rounds": trial.rounds, "seconds": trial.seconds}
+
+
+def _decision_metrics(entry: JournalEntry) -> dict[str, float | None]:
+    counts = {"rounds": entry.rounds, "trials": entry.trials, "seconds": entry.seconds, "rows": entry.rows}
+    return {entry.metric or "score": entry.score, **counts, **{f"verdict_{k}": v for k, v in entry.statistic.items()}}
+
+
+def _decision_parameters(entry: JournalEntry) -> dict[str, Any]:
+    data = {"data_version": entry.data_version, "rows": entry.rows, "training_set": entry.training_set}
+    return {**entry.parameters, **data}
+
+
+def _decision_tags(entry: JournalEntry) -> dict[str, str]:
+    tags = {
+        "reason": entry.reason,
+        "verdict": entry.verdict,
+        "tidemill.bundle": entry.bundle,
+        "tidemill.settings": entry.settings,
+        "tidemill.environment": entry.environment,
+        "mlflow.note.content": entry.detail,
+    }
+    return {name: text for name, text in tags.items() if text}
+
+
+def _log(
+    client: Any,
+    run: Any,
+    at: int,
+    metrics: Mapping[str, float | None],
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> None:
+    """All in one call. MLflow ignores a metric or a parameter that it has, if it is the same."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    finite = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+    client.log_batch(
+        run.info.run_id,
+        [Metric(name, value, at, 0) for name, value in finite.items()],
+        [Param(name, _text(value)[:PARAMETER_CHARACTERS]) for name, value in parameters.items()],
+        [RunTag(name, value[:PARAMETER_CHARACTERS]) for name, value in tags.items()],
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

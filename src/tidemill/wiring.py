@@ -1,0 +1,192 @@
+"""Settings to chosen backends: the only file that names them, importing each on demand."""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tidemill.clock import SystemClock
+from tidemill.configuration import Configuration, load
+from tidemill.core.metrics import metric
+from tidemill.core.space import Space
+from tidemill.errors import ConfigError
+from tidemill.learners.base import Learner
+from tidemill.log.base import Log, Topic, read_all
+from tidemill.messages import JournalEntry, ModelVersion, Topics, Trial
+from tidemill.tuning.base import Proposer
+
+if TYPE_CHECKING:
+    from tidemill.app.client import Client
+    from tidemill.bundles import BundleStore
+    from tidemill.lake import Lake
+    from tidemill.roles.trainer import Trainer
+    from tidemill.tracking.base import Tracker
+
+ROLES = ("predictor", "recorder", "monitor", "trainer", "tracker")
+
+
+class Wiring:
+    """A project's parts, made when they are first asked for. ``close`` releases the log."""
+
+    def __init__(self, directory: Path) -> None:
+        self.configuration: Configuration = load(directory, os.environ)
+        self.settings = self.configuration.settings
+        self.topics = Topics.of(self.settings.project.name)
+        self.clock = SystemClock()
+
+    @cached_property
+    def log(self) -> Log:
+        """The log, with the project's topics in it."""
+        from tidemill.log.sqlite import SqliteLog
+
+        log = SqliteLog(self.configuration.log_folder, self.settings.stream.durability)
+        log.create(self._topics())
+        return log
+
+    @cached_property
+    def lake(self) -> "Lake":
+        """The recorder's tables."""
+        from tidemill.lake import Lake
+
+        return Lake(self.configuration.lake, self.settings.lake.compact_every)
+
+    @cached_property
+    def store(self) -> "BundleStore":
+        """The bundles."""
+        from tidemill.bundles import BundleStore
+
+        return BundleStore(self.configuration.bundles, learner)
+
+    def announced(self) -> list[ModelVersion]:
+        """Every record of the topic ``models``, in order."""
+        return [msgspec.json.decode(record.value, type=ModelVersion) for record in read_all(self.log, self.topics.models)]
+
+    def close(self) -> None:
+        """Release the log, if it was opened."""
+        if "log" in self.__dict__:
+            self.log.close()
+
+    def run_role(self, role: str, stop: threading.Event) -> None:
+        """Run a role in this process until ``stop`` is set."""
+        roles: dict[str, Callable[[threading.Event], None]] = {
+            "predictor": self._predictor,
+            "recorder": self._recorder,
+            "monitor": self._monitor,
+            "trainer": lambda stop: self.trainer().run(stop),
+            "tracker": self._tracker,
+        }
+        roles[role](stop)
+
+    def trainer(
+        self,
+        on_trial: Callable[[Trial], None] = lambda trial: None,
+        on_decision: Callable[[JournalEntry], None] = lambda entry: None,
+    ) -> "Trainer":
+        """The trainer, with what a person may want to be told."""
+        from tidemill.original import load_original
+        from tidemill.roles.experiment import Search
+        from tidemill.roles.trainer import Trainer
+
+        settings, schema = self.settings, self.configuration.schema
+        chosen = settings.tune.learner
+        return Trainer(
+            self.log,
+            self.topics,
+            self.lake,
+            self.store,
+            settings,
+            self.configuration.digest,
+            schema,
+            cache(lambda: load_original(self.configuration.data, schema)),
+            Search(LEARNERS[chosen], PROPOSERS[settings.tune.proposer], settings.tune, settings.project.seed, self.clock),
+            self.clock,
+            on_trial,
+            on_decision,
+        )
+
+    def tracker(self) -> "Tracker | None":
+        """The copy for people, or None where the project has none."""
+        if self.settings.tracking.tracker == "none":
+            return None
+        from tidemill.tracking.mlflow import MlflowTracker
+
+        tracking, name = self.settings.tracking, self.settings.project.name
+        return MlflowTracker(self.configuration.tracking_uri, name, tracking.experiment, self.configuration.bundles)
+
+    def _predictor(self, stop: threading.Event) -> None:
+        from tidemill.roles.predictor import Predictor
+
+        Predictor(self.log, self.topics, self.store, self.settings.predictor, self.clock).run(stop)
+
+    def _recorder(self, stop: threading.Event) -> None:
+        from tidemill.roles.recorder import Recorder
+
+        Recorder(self.log, self.topics, self.lake, self.configuration.schema, self.settings.lake, self.clock).run(stop)
+
+    def _monitor(self, stop: threading.Event) -> None:
+        from tidemill.roles.monitor import Monitor
+
+        settings, schema = self.settings, self.configuration.schema
+        measure = metric(settings.tune.metric, schema.task)
+        monitor = Monitor(self.log, self.topics, self.lake, schema, settings.retrain, settings.labels, measure, self.clock)
+        monitor.run(stop)
+
+    def _tracker(self, stop: threading.Event) -> None:
+        from tidemill.roles.tracker import TrackerRole
+
+        tracker = self.tracker()
+        if tracker is None:
+            raise ConfigError("tracking.tracker is 'none' in tidemill.toml: this project has no tracker to run")
+        TrackerRole(self.log, self.topics, tracker, self.clock).run(stop)
+
+    def _topics(self) -> list[Topic]:
+        kept = {self.topics.retrain, self.topics.models, self.topics.trials, self.topics.journal}
+        hours = self.settings.stream.retention_hours
+        return [
+            Topic(
+                name,
+                retention_seconds=None if name in kept else hours * 3600,
+                compacted=name == self.topics.models,
+            )
+            for name in (getattr(self.topics, field) for field in self.topics.__struct_fields__)
+        ]
+
+
+def lightgbm() -> Learner:
+    """The LightGBM learner; a plain function, so that a child process finds it by name."""
+    from tidemill.learners.lightgbm import LightGBM
+
+    return LightGBM()
+
+
+def optuna(space: Space, seed: int) -> Proposer:
+    """Optuna's TPE."""
+    from tidemill.tuning.optuna import OptunaProposer
+
+    return OptunaProposer(space, seed)
+
+
+LEARNERS: dict[str, Callable[[], Learner]] = {"lightgbm": lightgbm}
+PROPOSERS: dict[str, Callable[[Space, int], Proposer]] = {"optuna": optuna}
+
+
+def learner(name: str) -> Learner:
+    """The learner that a manifest names.
+
+    Raises ``ConfigError`` for one that this version does not have.
+    """
+    if name not in LEARNERS:
+        raise ConfigError(f"learner {name!r} is not one of {', '.join(LEARNERS)}")
+    return LEARNERS[name]()
+
+
+def connect(project: str | Path = ".") -> "Client":
+    """A client for the user's service: ``with tidemill.connect("adult") as client: client.predict({...})``."""
+    from tidemill.app.client import Client
+
+    wiring = Wiring(Path(project))
+    return Client(wiring.log, wiring.topics, on_close=wiring.close)

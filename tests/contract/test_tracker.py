@@ -1,0 +1,172 @@
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tidemill.core.schema import Feature, Schema
+from tidemill.testing.tracker_contract import Copied, Copy, TrackerContract, a_decision, a_trial, a_version
+from tidemill.tracking.mlflow import MlflowTracker, create_store, start_ui
+
+SCHEMA = Schema((Feature("age", "number"), Feature("job", "category", ("a", "b"))), "rich", "binary", (0, 1))
+BUNDLE = "b" * 64
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    create_store(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="module")
+def model_text() -> bytes:
+    lightgbm = pytest.importorskip("lightgbm")
+    random = np.random.default_rng(0)
+    matrix = np.column_stack([random.normal(size=400), random.integers(0, 2, 400)])
+    data = lightgbm.Dataset(matrix, (matrix[:, 0] + matrix[:, 1] > 0.5).astype(float), categorical_feature=[1])
+    parameters = {"objective": "binary", "verbose": -1, "num_threads": 1}
+    text: str = lightgbm.train(parameters, data, 20).model_to_string()
+    return text.encode()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, model_text: bytes) -> str:
+    folder = tmp_path / "bundles" / BUNDLE
+    folder.mkdir(parents=True)
+    (folder / "model.txt").write_bytes(model_text)
+    (folder / "schema.json").write_bytes(msgspec.json.encode(SCHEMA))
+    return BUNDLE
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path) -> Path:
+    return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def copy(store: Path) -> Callable[[], Copy]:
+    return lambda: read_copy(store)
+
+
+def read_copy(store: Path) -> Copy:
+    """What stands in MLflow's tables. Every run has one key, no two the same, and every version one alias at most."""
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        runs: dict[str, str] = dict(connection.execute("select run_uuid, status from runs"))
+        tags: dict[str, dict[str, str]] = {run: {} for run in runs}
+        parameters: dict[str, dict[str, str]] = {run: {} for run in runs}
+        metrics: dict[str, dict[str, float]] = {run: {} for run in runs}
+        tables: list[tuple[Any, str]] = [(tags, "tags"), (parameters, "params"), (metrics, "metrics")]
+        for into, table in tables:
+            rows = connection.execute(f"select run_uuid, key, value from {table}").fetchall()
+            assert len({row[:2] for row in rows}) == len(rows)
+            for run, key, value in rows:
+                into[run][key] = value
+        aliases = "select a.alias, t.value from registered_model_aliases a join model_version_tags t using (name, version)"
+        slots = {alias: int(value) for alias, value in connection.execute(aliases + " where t.key = 'tidemill.version'")}
+        versions = connection.execute("select value from model_version_tags where key = 'tidemill.version'").fetchall()
+    keys = {run: tags[run]["tidemill.key"] for run in runs}
+    assert len(set(keys.values())) == len(keys)
+    assert len(set(versions)) == len(versions)
+    parents = {run: keys.get(tags[run].get("mlflow.parentRunId", ""), "") for run in runs}
+    copied = {keys[run]: Copied(parents[run], runs[run], parameters[run], metrics[run]) for run in runs}
+    return Copy(copied, slots)
+
+
+def tracker_of(store: Path, experiment: Any = "each") -> MlflowTracker:
+    return MlflowTracker(f"sqlite:///{store}", "adult", experiment, store.parent / "bundles")
+
+
+class TestMlflow(TrackerContract):
+    @pytest.fixture(params=["each", "one"])
+    def tracker(self, request: pytest.FixtureRequest, store: Path) -> MlflowTracker:
+        return tracker_of(store, request.param)
+
+
+def test_experiments_are_one_each_or_one_for_all(store: Path) -> None:
+    """``each`` names an MLflow experiment after each retraining, ``one`` keeps them all together."""
+    for experiment in ("each", "one"):
+        tracker_of(store, experiment).record_trials([a_trial(0), a_trial(0, experiment="count-2")])
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        names = {name for (name,) in connection.execute("select name from experiments")}
+    assert names == {"Default", "adult/count-1", "adult/count-2", "adult"}
+
+
+def test_runs_last_as_long_as_the_trials(store: Path) -> None:
+    """Times in MLflow are those of the trials, not of the copying."""
+    trial = a_trial(0)
+    tracker_of(store).record_trials([trial])
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        rows = connection.execute("select start_time, end_time from runs order by end_time desc limit 1").fetchall()
+    assert rows == [(trial.at - 2500, trial.at)]
+
+
+def test_the_registered_model_is_the_bundle_bit_for_bit(store: Path, bundle: str, model_text: bytes) -> None:
+    """MLflow's own loader gives a model that predicts exactly what the bundle's model predicts, and knows its columns."""
+    import lightgbm
+    import mlflow
+    import mlflow.lightgbm
+
+    tracker = tracker_of(store)
+    tracker.record_decision(a_decision(bundle, 1))
+    tracker.record_version(a_version(bundle))
+    mlflow.set_tracking_uri(f"sqlite:///{store}")
+    loaded = mlflow.lightgbm.load_model("models:/adult@champion")
+    matrix = np.random.default_rng(1).normal(size=(500, 2))
+    matrix[::7, 0] = np.nan
+    expected = lightgbm.Booster(model_str=model_text.decode()).predict(matrix)
+    assert np.array_equal(loaded.predict(matrix), expected)
+    info = mlflow.models.get_model_info("models:/adult@champion")
+    assert info.signature.inputs.input_names() == ["age", "job"]
+    assert info.metadata == {"tidemill.version": "1", "tidemill.bundle": bundle}
+    frame: dict[str, list[float | None]] = {"age": [0.5, None], "job": [1.0, 0.0]}
+    answers = mlflow.pyfunc.load_model("models:/adult@champion").predict(frame_of(frame))
+    assert len(answers) == 2
+
+
+def frame_of(columns: dict[str, list[float | None]]) -> Any:
+    pandas: Any = pytest.importorskip("pandas")
+    return pandas.DataFrame(columns, dtype=float)
+
+
+def test_what_a_person_deleted_does_not_stop_the_copy(store: Path, bundle: str) -> None:
+    """Runs, experiments and models deleted in MLflow come back when they are written again."""
+    from mlflow import MlflowClient
+
+    tracker = tracker_of(store)
+    tracker.record_trials([a_trial(0)])
+    tracker.record_version(a_version(bundle))
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment_by_name("adult/count-1")
+    assert experiment is not None
+    for run in client.search_runs([experiment.experiment_id]):
+        client.delete_run(run.info.run_id)
+    client.delete_experiment(experiment.experiment_id)
+    client.delete_registered_model("adult")
+    tracker.record_trials([a_trial(0), a_trial(1)])
+    tracker.record_version(a_version(bundle))
+    assert set(read_copy(store).runs) == {"count-1", "count-1/0", "count-1/1"}
+    assert read_copy(store).slots == {"champion": 1}
+
+
+def test_a_store_is_made_whole_in_wal_mode(empty_store: Path) -> None:
+    """The store is in WAL mode from the start, and no draft of it is left; making it again changes nothing."""
+    with contextlib.closing(sqlite3.connect(empty_store)) as connection:
+        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+    before = empty_store.read_bytes()
+    create_store(f"sqlite:///{empty_store}")
+    assert empty_store.read_bytes() == before
+    assert {file.name for file in empty_store.parent.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_the_pages_are_for_this_machine_only(store: Path) -> None:
+    """The command binds to 127.0.0.1, names the hosts it answers to, and serves no artifacts for others."""
+    command = start_ui(f"sqlite:///{store}", 5001)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--allowed-hosts") + 1] == "127.0.0.1:5001,localhost:5001"
+    assert "--no-serve-artifacts" in command

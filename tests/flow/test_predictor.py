@@ -1,0 +1,443 @@
+"""The predictor on a real log with real bundles: one answer or one dead letter each, whatever comes and whatever changes."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from tidemill.bundles import Bundle, BundleStore, Card
+from tidemill.clock import Clock, SystemClock
+from tidemill.core.decoding import Decoder
+from tidemill.core.encoder import Encoder
+from tidemill.core.outcomes import label_numbers
+from tidemill.core.schema import Feature, Schema
+from tidemill.errors import Unavailable
+from tidemill.learners.base import Samples
+from tidemill.learners.lightgbm import LightGBM
+from tidemill.log.base import Headers, Message, Record, Topic, read_all
+from tidemill.log.sqlite import SqliteLog
+from tidemill.messages import Event, ModelVersion, Prediction, Topics, to_bytes
+from tidemill.roles.predictor import Predictor
+from tidemill.settings import Predictor as Settings
+from tidemill.testing.clock import ManualClock
+from tidemill.wiring import learner
+
+TOPICS = Topics.of("test")
+CORPUS = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "bad_requests.jsonl").read_text().splitlines()]
+FIRST = Schema(
+    (Feature("age", "number", minimum=17.0, maximum=90.0), Feature("workclass", "category"), Feature("member", "boolean")),
+    "income",
+    "binary",
+    ("no", "yes"),
+)
+SECOND = Schema(
+    (
+        Feature("hours", "number"),
+        Feature("workclass", "category", categories=("z", "c", "b", "a")),
+        Feature("age", "number"),
+    ),
+    "size",
+    "multiclass",
+    (1, 2, 3),
+)
+SECONDS = 60
+
+
+def columns(rows: int) -> dict[str, list[Any]]:
+    """Made-up original data."""
+    random = np.random.default_rng(1)
+    return {
+        "age": random.integers(17, 91, rows).tolist(),
+        "hours": random.integers(1, 99, rows).tolist(),
+        "workclass": random.choice(["a", "b", "c", "d"], rows).tolist(),
+        "member": random.choice([True, False], rows).tolist(),
+    }
+
+
+def write_bundle(store: BundleStore, schema: Schema, version: int) -> str:
+    """A small model that uses all features."""
+    data = columns(600)
+    odd = [
+        (age > 50) + 2 * (work in "ab") + member
+        for age, work, member in zip(data["age"], data["workclass"], data["member"], strict=True)
+    ]
+    labels = [schema.classes[value % len(schema.classes)] for value in odd]
+    encoder = Encoder.fit(schema, data)
+    matrix = encoder.encode(data).matrix
+    samples = Samples(
+        matrix,
+        label_numbers(schema, labels),
+        None,
+        schema.columns,
+        encoder.categorical,
+        schema.task,
+        len(schema.classes),
+    )
+    model = LightGBM().fit(samples, {"min_data_in_leaf": 5}, 8, 0, 1)
+    card = Card(
+        learner="lightgbm",
+        metric="log_loss",
+        score=0.5,
+        parameters={},
+        rounds=8,
+        seed=0,
+        data_version=0,
+        rows=600,
+        training_set="",
+        experiment="e",
+        version=version,
+        created_at=0,
+    )
+    return store.write(model, encoder, card, matrix[:64])
+
+
+class Bundles(NamedTuple):
+    """A folder with two bundles."""
+
+    root: Path
+    first: str
+    second: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    root = tmp_path_factory.mktemp("made") / "bundles"
+    store = BundleStore(root, learner)
+    return Bundles(root, write_bundle(store, FIRST, 1), write_bundle(store, SECOND, 2))
+
+
+class WithoutChild(BundleStore):
+    """Skips the trial in a child process (a second each) where a test is about something else."""
+
+    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
+        self.verify(bundle)
+
+
+class World:
+    """A log and a store, and what an app does with them."""
+
+    def __init__(self, folder: Path, made: Bundles) -> None:
+        self.log = SqliteLog(folder / "log")
+        self.log.create([Topic(getattr(TOPICS, field)) for field in TOPICS.__struct_fields__])
+        shutil.copytree(made.root, folder / "bundles")
+        self.store: BundleStore = WithoutChild(folder / "bundles", learner)
+        self.first, self.second = made.first, made.second
+        self.sequence = 0
+
+    def announce(self, bundle: str, version: int, sequence: int | None = None) -> None:
+        self.sequence = self.sequence + 1 if sequence is None else sequence
+        model = ModelVersion(version, f"bundles/{bundle}", bundle, "", "champion", 0, "e", 0, self.sequence)
+        self.log.append([Message(TOPICS.models, to_bytes(model), b"champion")])
+
+    def send(self, value: bytes, key: str | bytes | None = None, headers: Headers = ()) -> None:
+        self.log.append([Message(TOPICS.requests, value, key.encode() if isinstance(key, str) else key, headers)])
+
+    @contextmanager
+    def predictor(self, clock: Clock | None = None, **settings: Any) -> Iterator[None]:
+        """A running predictor; what it raises is raised here."""
+        stop, failed = threading.Event(), []
+        role = Predictor(self.log, TOPICS, self.store, Settings(**settings), clock or SystemClock())
+
+        def run() -> None:
+            try:
+                role.run(stop)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(SECONDS)
+        assert not thread.is_alive()
+        if failed:
+            raise failed[0]
+
+    def wait(self, topic: str, enough: Callable[[list[Record]], bool]) -> list[Record]:
+        """The topic's records once there are enough."""
+        records: list[Record] = []
+        end = time.monotonic() + SECONDS
+        for chunk in self.log.follow(topic, timeout=0.02):
+            records += chunk
+            if enough(records):
+                return records
+            assert time.monotonic() < end, f"{topic} has only {len(records)} records"
+        raise AssertionError
+
+    def answers(self, count: int) -> list[Prediction]:
+        records = self.wait(TOPICS.predictions, lambda found: len(found) >= count)
+        assert len(records) == count
+        return [msgspec.json.decode(record.value, type=Prediction) for record in records]
+
+    def event(self, name: str, count: int = 1) -> dict[str, Any]:
+        """The values of the ``count``-th event of that name, once it is there."""
+        named = [
+            e
+            for e in decode_events(self.wait(TOPICS.events, lambda found: len(events_of(found, name)) >= count))
+            if e.name == name
+        ]
+        return named[count - 1].values
+
+    def expected(self, bundle: str, values: Sequence[bytes]) -> list[list[float]]:
+        """The scores that the bundle's own parts give, one value at a time."""
+        with BundleStore(self.store.root, learner).load(bundle) as loaded:
+            return [np.atleast_1d(score(loaded, value)).tolist() for value in values]
+
+
+def score(bundle: Bundle, value: bytes) -> Any:
+    decoded = Decoder(bundle.schema).decode([value])
+    return bundle.model.predict(bundle.encoder.encode(decoded.columns).matrix)[0]
+
+
+def decode_events(records: Sequence[Record]) -> list[Event]:
+    return [msgspec.json.decode(record.value, type=Event) for record in records]
+
+
+def events_of(records: Sequence[Record], name: str) -> list[Event]:
+    return [event for event in decode_events(records) if event.name == name]
+
+
+def scores(answer: Prediction) -> list[float]:
+    return [answer.probability] if answer.probability is not None else list((answer.probabilities or {}).values())
+
+
+@pytest.fixture
+def world(tmp_path: Path, made: Bundles) -> Iterator[World]:
+    world = World(tmp_path, made)
+    yield world
+    world.log.close()
+
+
+def request(number: int) -> bytes:
+    return json.dumps(
+        {"age": 17 + number % 70, "workclass": "abcd"[number % 4], "hours": number % 90, "member": number % 3 == 0}
+    ).encode()
+
+
+def test_every_request_gets_the_answer_of_the_announced_bundle(world: World) -> None:
+    """With its id, its time, its trace, and the scores of the model, bit for bit."""
+    world.announce(world.first, 1)
+    values = [request(number) for number in range(50)]
+    for number, value in enumerate(values):
+        world.send(value, f"id-{number}", (("traceparent", b"00-1"), ("time", b"2026-01-02T03:04:05Z"), ("other", b"x")))
+    world.send(values[0])
+    with world.predictor(batch_max=16):
+        answers = world.answers(51)
+    records = read_all(world.log, TOPICS.predictions)
+    assert [answer.request_id for answer in answers] == [
+        *(f"id-{number}" for number in range(50)),
+        f"{TOPICS.requests}-0-50",
+    ]
+    assert [record.key for record in records] == [answer.request_id.encode() for answer in answers]
+    assert {(answer.version, answer.bundle) for answer in answers} == {(1, world.first)}
+    assert [scores(answer) for answer in answers[:50]] == world.expected(world.first, values)
+    assert {answer.requested_at for answer in answers[:50]} == {1767323045000}
+    assert answers[50].requested_at == read_all(world.log, TOPICS.requests)[50].time_ms
+    assert all(answer.prediction == ("yes" if scores(answer)[0] > 0.5 else "no") for answer in answers)
+    assert {record.headers for record in records[:50]} == {(("traceparent", b"00-1"),)}
+    assert world.log.committed("predictor") == {(TOPICS.requests, 0): 51}
+
+
+def test_every_bad_request_becomes_one_dead_letter_and_its_neighbours_are_answered(world: World) -> None:
+    """The whole corpus, between good requests: original bytes and key, place, reason and field; nothing twice."""
+    world.announce(world.first, 1)
+    expected = []
+    for number, bad in enumerate(CORPUS):
+        key = bad["key"].encode("latin-1") if "key" in bad else f"bad-{number}".encode()
+        value = as_bytes(bad["value"])
+        world.send(value, key, tuple((name, text.encode("latin-1")) for name, text in bad.get("headers", ())))
+        expected.append((key, value, str(2 * number).encode(), bad["reason"].encode(), bad["field"].encode()))
+        world.send(request(number), f"good-{number}")
+    with world.predictor():
+        answers = world.answers(len(CORPUS))
+    assert [answer.request_id for answer in answers] == [f"good-{number}" for number in range(len(CORPUS))]
+    assert [scores(answer) for answer in answers] == world.expected(world.first, [request(n) for n in range(len(CORPUS))])
+    found = []
+    for letter in read_all(world.log, TOPICS.dead_letters):
+        headers = dict(letter.headers)
+        assert (headers["topic"], headers["partition"], headers["role"]) == (TOPICS.requests.encode(), b"0", b"predictor")
+        found.append((letter.key, letter.value, headers["offset"], headers["reason"], headers["field"]))
+    assert sorted(found, key=lambda letter: int(letter[2])) == expected
+
+
+def test_without_an_id_a_request_is_refused_where_ids_are_required(world: World) -> None:
+    """The setting decides."""
+    world.announce(world.first, 1)
+    world.send(request(0))
+    with world.predictor(require_id=True):
+        (letter,) = world.wait(TOPICS.dead_letters, lambda found: len(found) == 1)
+    assert dict(letter.headers)["reason"] == b"missing_id"
+    assert letter.key is None
+
+
+def test_unseen_missing_reordered_and_extra_fields_are_answered_and_counted(world: World) -> None:
+    """None of them stops the predictor (defects c and d of the original program)."""
+    world.announce(world.first, 1)
+    ordered, reordered = (
+        b'{"age": 30, "workclass": "a", "member": true}',
+        b'{"member":true,"workclass":"a","age":"30","new":[1]}',
+    )
+    unseen, absent = b'{"age": 99, "workclass": "never seen", "member": true}', b'{"age": 99, "member": true}'
+    for value in (ordered, reordered, unseen, absent):
+        world.send(value, "same")
+    with world.predictor():
+        first, second, third, fourth = (scores(answer) for answer in world.answers(4))
+    assert first == second
+    assert third == fourth
+    counted = world.event("requests_answered")
+    assert (counted["answered"], counted["dead"], counted["version"]) == (4, {}, 1)
+    assert (counted["missing"], counted["unseen"], counted["outside"]) == ({"workclass": 1}, {"workclass": 1}, {"age": 2})
+
+
+def test_a_new_champion_serves_with_its_own_schema_encoder_and_model(world: World) -> None:
+    """Each answer is what the bundle it names gives, also of requests sent while it changes (defects a and b)."""
+    world.store = BundleStore(world.store.root, learner)
+    world.announce(world.first, 1)
+    sent = 0
+    with world.predictor(batch_max=3):
+        world.event("model_swapped")
+        world.announce(world.second, 2)
+        while not events_of(read_all(world.log, TOPICS.events), "model_swapped")[1:]:
+            world.send(request(sent), str(sent))
+            sent += 1
+            world.answers(sent)
+        for _ in range(20):
+            world.send(request(sent), str(sent))
+            sent += 1
+        answers = world.answers(sent)
+    assert [answer.version for answer in answers] == sorted(answer.version for answer in answers)
+    assert [answer.version for answer in answers[-20:]] == [2] * 20
+    assert answers[0].version == 1
+    for bundle in (world.first, world.second):
+        its = [answer for answer in answers if answer.bundle == bundle]
+        assert [scores(answer) for answer in its] == world.expected(bundle, [request(int(a.request_id)) for a in its])
+    assert all(answer.prediction in {1, 2, 3} for answer in answers[-20:])
+    swap = world.event("model_swapped", 2)
+    assert swap == {"version": 2, "bundle": world.second, "old_version": 1, "old_bundle": world.first}
+    assert world.store.prune(keep=[]) == sorted([world.first, world.second])
+
+
+def test_a_damaged_bundle_is_refused_and_the_old_one_serves_on(world: World) -> None:
+    """A flipped bit, a folder that is not there, a path instead of a hash: none serves; the next good one does."""
+    model = world.store.root / world.second / "model.txt"
+    good = model.read_bytes()
+    model.write_bytes(good.replace(b"Tree=1", b"Tree=2", 1))
+    world.announce(world.first, 1)
+    with world.predictor():
+        world.event("model_swapped")
+        for number, bundle in enumerate((world.second, "f" * 64, f"../bundles/{world.second}")):
+            world.announce(bundle, 2 + number)
+            refused = world.event("bundle_refused", 1 + number)
+            assert (refused["version"], refused["bundle"]) == (2 + number, bundle)
+            world.send(request(number), str(number))
+            assert world.answers(number + 1)[-1].bundle == world.first
+        model.write_bytes(good)
+        world.announce(world.second, 5)
+        world.event("model_swapped", 2)
+        world.send(request(3), "3")
+        assert world.answers(4)[-1].bundle == world.second
+
+
+def test_before_the_first_model_requests_wait(world: World) -> None:
+    """They stay in the log, it is said once, and they are answered later; one whose deadline has passed is not."""
+    world.send(request(0), "late", (("deadline", b"1"),))
+    world.send(request(1), "patient", (("deadline", b"2100-01-01T00:00:00Z"),))
+    with capture_logs() as logs, world.predictor():
+        assert waited(lambda: any(log["event"] == "waiting_for_model" for log in logs))
+        assert world.log.committed("predictor") in ({}, {(TOPICS.requests, 0): 0})
+        world.announce(world.first, 1)
+        assert [answer.request_id for answer in world.answers(1)] == ["patient"]
+    (letter,) = read_all(world.log, TOPICS.dead_letters)
+    assert (letter.key, dict(letter.headers)["reason"]) == (b"late", b"expired")
+    assert [log["event"] for log in logs].count("waiting_for_model") == 1
+
+
+def waited(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + SECONDS
+    while not condition() and time.monotonic() < end:
+        threading.Event().wait(0.005)
+    return condition()
+
+
+def test_the_highest_sequence_serves(world: World) -> None:
+    """A record that is out of date, or unreadable, changes nothing; a rollback is a higher one that names an old bundle."""
+    world.announce(world.second, 2, sequence=7)
+    world.announce(world.first, 1, sequence=3)
+    world.log.append([Message(TOPICS.models, b"no model", b"champion")])
+    with world.predictor():
+        world.send(request(0), "0")
+        assert world.answers(1)[-1].bundle == world.second
+        world.announce(world.first, 1, sequence=8)
+        world.event("model_swapped", 2)
+        world.send(request(1), "1")
+        assert world.answers(2)[-1].bundle == world.first
+
+
+def test_a_restart_goes_on_where_the_last_commit_was(world: World) -> None:
+    """No request is answered twice, none is skipped."""
+    world.announce(world.first, 1)
+    for number in range(40):
+        world.send(request(number), str(number))
+    with world.predictor(batch_max=7):
+        world.wait(TOPICS.predictions, lambda found: len(found) >= 7)
+    for number in range(40, 60):
+        world.send(request(number), str(number))
+    with world.predictor(batch_max=7):
+        assert [answer.request_id for answer in world.answers(60)] == [str(number) for number in range(60)]
+
+
+def test_of_two_predictors_the_other_takes_over(world: World) -> None:
+    """Together they answer every request once, in order."""
+    world.announce(world.first, 1)
+    with world.predictor(batch_max=5):
+        with world.predictor(batch_max=5):
+            for number in range(20):
+                world.send(request(number), str(number))
+            world.answers(20)
+        for number in range(20, 40):
+            world.send(request(number), str(number))
+        assert [answer.request_id for answer in world.answers(40)] == [str(number) for number in range(40)]
+
+
+class AwayAtFirst(WithoutChild):
+    """A store on a disk that does not answer the first two times."""
+
+    away = 2
+
+    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
+        if self.away:
+            self.away -= 1
+            raise Unavailable("the disk does not answer")
+        super().try_in_child(bundle)
+
+
+def test_a_store_that_is_away_is_tried_again(world: World) -> None:
+    """Later each time, by the clock, and told once."""
+    clock = ManualClock()
+    world.store = store = AwayAtFirst(world.store.root, learner)
+    world.announce(world.first, 1)
+    with world.predictor(clock):
+        assert waited(lambda: store.away == 1)
+        clock.advance(1.0)
+        assert waited(lambda: store.away == 0)
+        clock.advance(2.0)
+        world.event("model_swapped")
+    events = decode_events(read_all(world.log, TOPICS.events))
+    assert [event.name for event in events] == ["bundle_refused", "model_swapped"]
+
+
+def as_bytes(value: Any) -> bytes:
+    """Latin-1 text stands for bytes; a list for text, then pieces with how often each is repeated."""
+    parts = [value] if isinstance(value, str) else [value[0], value[1] * value[2], value[3] * value[4], *value[5:]]
+    return "".join(parts).encode("latin-1")

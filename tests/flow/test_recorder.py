@@ -1,0 +1,222 @@
+"""The recorder over a real log and a real lake."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tidemill import settings
+from tidemill.clock import SystemClock
+from tidemill.core.schema import Feature, Schema
+from tidemill.errors import Broken
+from tidemill.lake import Lake, TableName
+from tidemill.log.base import Message, Topic, read_all
+from tidemill.log.sqlite import SqliteLog
+from tidemill.messages import Prediction, Topics, to_bytes
+from tidemill.roles.recorder import Recorder
+
+TOPICS = Topics.of("demo")
+SCHEMA = Schema((Feature("age", "number"),), "rich", "binary", ("no", "yes"))
+QUICK = settings.Lake(flush_rows=7, flush_seconds=0.05)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SqliteLog]:
+    log = SqliteLog(tmp_path / "log", "normal")
+    log.create(Topic(name) for name in msgspec.structs.astuple(TOPICS))
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[Lake]:
+    lake = Lake(tmp_path / "lake")
+    yield lake
+    lake.close()
+
+
+@contextmanager
+def running(log: SqliteLog, lake: Lake) -> Iterator[threading.Event]:
+    """A recorder in a thread; what it raises is raised at the end."""
+    stop, raised = threading.Event(), []
+
+    def run() -> None:
+        try:
+            Recorder(log, TOPICS, lake, SCHEMA, QUICK, SystemClock()).run(stop)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join(20)
+        lake.close()
+    if raised:
+        raise raised[0]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def record_everything(log: SqliteLog, lake: Lake) -> None:
+    with running(log, lake):
+        until(lambda: behind_of(log) == [0, 0, 0, 0])
+
+
+def behind_of(log: SqliteLog) -> list[int]:
+    committed = log.committed("recorder")
+    return [
+        log.bounds(topic)[0][1] - committed.get((topic, 0), 0)
+        for topic in (TOPICS.requests, TOPICS.predictions, TOPICS.outcomes, TOPICS.dead_letters)
+    ]
+
+
+def send(log: SqliteLog, count: int, start: int = 0) -> None:
+    for i in range(start, start + count):
+        id = b"r%d" % i
+        answer = Prediction(f"r{i}", "yes", 3, "abc", 1, 2, probability=0.75)
+        log.append(
+            [
+                Message(TOPICS.requests, b'{"age": %d}' % i, id, (("time", b"%d" % i),)),
+                Message(TOPICS.predictions, to_bytes(answer), id),
+                Message(TOPICS.outcomes, b'{"outcome": "yes", "time": 5}', id),
+            ]
+        )
+
+
+def offsets(lake: Lake, table: TableName) -> list[int]:
+    return lake.read(lake.scan(table).select("offset"))["offset"].sort().to_list()
+
+
+def test_every_record_becomes_one_row_with_its_bytes(log: SqliteLog, lake: Lake) -> None:
+    """Requests, predictions and outcomes stand in their tables once, as they came; a restart adds nothing."""
+    send(log, 20)
+    record_everything(log, lake)
+    record_everything(log, lake)
+    for table in ("requests", "predictions", "outcomes"):
+        assert offsets(lake, table) == list(range(20))
+    request = lake.read(lake.scan("requests")).sort("offset").row(4, named=True)
+    assert (request["request_id"], request["event_at"], request["value"]) == ("r4", 4, b'{"age": 4}')
+    prediction = lake.read(lake.scan("predictions")).sort("offset").row(4, named=True)
+    assert (prediction["request_id"], prediction["version"], prediction["bundle"]) == ("r4", 3, "abc")
+    assert msgspec.json.decode(prediction["value"], type=Prediction).probability == 0.75
+    outcome = lake.read(lake.scan("outcomes")).sort("offset").row(4, named=True)
+    assert (outcome["request_id"], outcome["outcome"], outcome["outcome_at"]) == ("r4", '"yes"', 5)
+
+
+def test_an_outcome_that_cannot_be_used_becomes_one_dead_letter(log: SqliteLog, lake: Lake) -> None:
+    """It keeps its bytes, key and place, names the reason, and the dead letter is itself recorded."""
+    send(log, 3)
+    log.append([Message(TOPICS.outcomes, b'{"outcome": "perhaps"}', b"r0"), Message(TOPICS.outcomes, b'{"outcome": "no"}')])
+    send(log, 3, start=3)
+    record_everything(log, lake)
+    record_everything(log, lake)
+    letters = read_all(log, TOPICS.dead_letters)
+    assert [(dict(one.headers)["offset"], dict(one.headers)["reason"]) for one in letters] == [
+        (b"3", b"unknown_class"),
+        (b"4", b"missing_id"),
+    ]
+    assert (letters[0].key, letters[0].value, dict(letters[0].headers)["role"]) == (
+        b"r0",
+        b'{"outcome": "perhaps"}',
+        b"recorder",
+    )
+    assert offsets(lake, "outcomes") == [0, 1, 2, 5, 6, 7]
+    rows = lake.read(lake.scan("dead_letters")).sort("offset")
+    assert rows["source_offset"].to_list() == [3, 4]
+    assert rows["topic"].to_list() == [TOPICS.outcomes] * 2
+    assert rows["key"].to_list() == [b"r0", None]
+
+
+def test_only_bad_outcomes_still_move_the_position(log: SqliteLog, lake: Lake) -> None:
+    """A table whose records were all bad has no rows, but stands behind them."""
+    log.append([Message(TOPICS.outcomes, b"nonsense", b"r0")] * 3)
+    record_everything(log, lake)
+    assert lake.count("outcomes") == 0
+    assert lake.position("outcomes", f"recorder:{TOPICS.outcomes}:0") == 3
+
+
+def test_a_request_that_cannot_be_answered_is_still_a_fact(log: SqliteLog, lake: Lake) -> None:
+    """Its id is its place where the key is none, its event time the log's where the header is none."""
+    log.append([Message(TOPICS.requests, b"not json", b"\xff", (("time", b"yesterday"),))])
+    record_everything(log, lake)
+    row = lake.read(lake.scan("requests")).row(0, named=True)
+    assert row["request_id"] == f"{TOPICS.requests}-0-0"
+    assert row["event_at"] == row["time_ms"]
+    assert row["value"] == b"not json"
+    assert read_all(log, TOPICS.dead_letters) == []
+
+
+def test_a_deleted_lake_is_rebuilt_without_new_dead_letters(log: SqliteLog, lake: Lake, tmp_path: Path) -> None:
+    """The log is the truth: the same rows come again, what was said about bad ones is not said twice."""
+    send(log, 10)
+    log.append([Message(TOPICS.outcomes, b"nonsense", b"r0")])
+    record_everything(log, lake)
+    tables: tuple[TableName, ...] = ("requests", "outcomes", "dead_letters")
+    before = {table: lake.read(lake.scan(table)).sort("offset") for table in tables}
+    shutil.rmtree(tmp_path / "lake")
+    send(log, 1, start=10)
+    lake = Lake(tmp_path / "lake")
+    with running(log, lake):
+        until(lambda: lake_counts(tmp_path) == (11, 11, 11, 1))
+        until(lambda: behind_of(log) == [0, 0, 0, 0])
+    for table, frame in before.items():
+        assert lake.read(lake.scan(table)).sort("offset").head(frame.height).equals(frame)
+    assert len(read_all(log, TOPICS.dead_letters)) == 1
+
+
+def lake_counts(tmp_path: Path) -> tuple[int, ...]:
+    lake = Lake(tmp_path / "lake")
+    return tuple(lake.count(table) for table in ("requests", "predictions", "outcomes", "dead_letters"))
+
+
+def test_a_lake_that_was_put_back_catches_up(log: SqliteLog, lake: Lake, tmp_path: Path) -> None:
+    """A copy from before is behind the group: the reader goes back to where the copy stands."""
+    send(log, 10)
+    record_everything(log, lake)
+    shutil.copytree(tmp_path / "lake", tmp_path / "copy")
+    send(log, 10, start=10)
+    record_everything(log, lake)
+    shutil.rmtree(tmp_path / "lake")
+    shutil.move(tmp_path / "copy", tmp_path / "lake")
+    with running(log, Lake(tmp_path / "lake")):
+        until(lambda: lake_counts(tmp_path) == (20, 20, 20, 0))
+    assert offsets(Lake(tmp_path / "lake"), "requests") == list(range(20))
+
+
+def test_a_lake_of_another_log_is_refused(log: SqliteLog, lake: Lake, tmp_path: Path) -> None:
+    """A lake that is ahead of the log's end would silently swallow what comes."""
+    send(log, 10)
+    record_everything(log, lake)
+    other = SqliteLog(tmp_path / "other", "normal")
+    other.create(Topic(name) for name in msgspec.structs.astuple(TOPICS))
+    with pytest.raises(Broken, match="do not belong together"):
+        Recorder(other, TOPICS, lake, SCHEMA, QUICK, SystemClock()).run(threading.Event())
+    other.close()
+
+
+def test_a_second_recorder_waits_and_takes_over(log: SqliteLog, lake: Lake, tmp_path: Path) -> None:
+    """There is one writer; the standby goes on exactly where the first one stopped."""
+    first = ExitStack()
+    first.enter_context(running(log, lake))
+    send(log, 5)
+    until(lambda: behind_of(log) == [0, 0, 0, 0])
+    with running(log, Lake(tmp_path / "lake")):
+        send(log, 5, start=5)
+        until(lambda: behind_of(log) == [0, 0, 0, 0])
+        first.close()
+        send(log, 5, start=10)
+        until(lambda: behind_of(log) == [0, 0, 0, 0])
+    assert offsets(lake, "outcomes") == list(range(15))

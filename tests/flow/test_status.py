@@ -1,0 +1,123 @@
+"""Status over a real log: lag, counts, versions, roles."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tidemill.log.base import Log, Message, Topic
+from tidemill.log.sqlite import SqliteLog
+from tidemill.messages import Event, JournalEntry, ModelVersion, Topics, to_bytes
+from tidemill.processes import RoleRun, process_mark, write_run
+from tidemill.status import Status, render, status
+from tidemill.testing.clock import ManualClock
+
+TOPICS = Topics.of("adult")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    found = SqliteLog(tmp_path / "log")
+    found.create([Topic(getattr(TOPICS, field)) for field in TOPICS.__struct_fields__])
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def test_a_new_project_waits_for_its_first_model(log: Log, tmp_path: Path) -> None:
+    """Nothing is there, not even the run folder: zeros, no roles, and the next step is named."""
+    found = status(log, TOPICS, tmp_path / "run", ManualClock())
+    assert found.waits_for_first_model
+    assert (found.roles, found.champion, found.last_decision, found.events) == ([], None, None, {})
+    assert set(found.counts.values()) == {0}
+    assert {group: (behind.started, behind.total) for group, behind in found.lag.items()} == {
+        "predictor": (False, 0),
+        "recorder": (False, 0),
+        "trainer": (False, 0),
+        "tracker": (False, 0),
+    }
+    text = render(found)
+    assert "waiting for the first model (train it: tidemill train)" in text
+    assert "start them: tidemill run" in text
+
+
+def test_lag_is_what_a_group_has_not_taken(log: Log, run_dir: Path) -> None:
+    """By group and topic, from the committed positions; counts are the topics' ends."""
+    log.append([Message(TOPICS.requests, b"{}", b"%d" % number) for number in range(10)])
+    reader = log.join("predictor", [TOPICS.requests])
+    taken = len(reader.poll(4, 5.0))
+    reader.commit([Message(TOPICS.predictions, b"{}", b"0")])
+    reader.close()
+    found = status(log, TOPICS, run_dir, ManualClock())
+    assert taken == 4
+    assert (found.lag["predictor"].started, found.lag["predictor"].records) == (True, {"requests": 6})
+    assert found.lag["recorder"].records == {"requests": 10, "predictions": 1, "outcomes": 0, "dead_letters": 0}
+    assert (found.counts["requests"], found.counts["predictions"]) == (10, 1)
+    assert "requests 10, predictions 1 (has never run)" in render(found)
+
+
+def test_versions_and_the_last_decision(log: Log, run_dir: Path) -> None:
+    """The slots with their age, and the newest journal entry."""
+    clock = ManualClock(now_ms=10_000_000)
+    for version, slot, sequence, at in ((1, "champion", 1, 0), (1, "previous", 2, 1000), (2, "champion", 3, 9_400_000)):
+        moved = ModelVersion(version, "uri", f"bundle{version}", "s", slot, 500, "e", at, sequence)  # type: ignore[arg-type]
+        log.append([Message(TOPICS.models, to_bytes(moved), slot.encode())])
+    for name in ("first", "count-1"):
+        entry = JournalEntry(name, "experiment", "count", "promoted", 9_990_000, metric="auc", score=0.92345678, version=2)
+        log.append([Message(TOPICS.journal, to_bytes(entry), name.encode())])
+    found = status(log, TOPICS, run_dir, clock)
+    assert not found.waits_for_first_model
+    assert found.champion is not None
+    assert (found.champion.version, found.champion.bundle, found.champion.seconds) == (2, "bundle2", 600.0)
+    assert found.previous is not None
+    assert found.previous.version == 1
+    assert found.challenger is None
+    text = render(found)
+    assert "experiment count-1: promoted, version 2, 10 s ago, auc 0.92346" in text
+    assert "for 10 min" in text
+
+
+def test_the_newest_event_of_each_name(log: Log, run_dir: Path) -> None:
+    """Of many measurements the last counts; events of other names are left out, whatever their values say."""
+    clock = ManualClock(now_ms=100_000)
+    for number in range(3):
+        values = {"auc": 0.5 + number / 10, "answers": number, "by": {"1": 0.25}}
+        log.append([Message(TOPICS.events, to_bytes(Event("quality_measured", "monitor", 1000 * number, values)))])
+        fake = Event("other", "monitor", 5, {"name": "quality_measured"})
+        log.append([Message(TOPICS.events, to_bytes(fake))])
+    found = status(log, TOPICS, run_dir, clock)
+    assert list(found.events) == ["quality_measured"]
+    assert found.events["quality_measured"].values["answers"] == 2
+    assert "quality_measured  98 s ago  auc 0.7, answers 2, by {1 0.25}" in render(found)
+
+
+def test_roles_are_alive_or_dead(log: Log, run_dir: Path) -> None:
+    """A run file of a living process is alive; of a dead one, or of a pid that is another process now, dead."""
+    clock = ManualClock(now_ms=200_000)
+    gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    gone.wait()
+    mine = process_mark(os.getpid())
+    write_run(run_dir, RoleRun("predictor", os.getpid(), mine, 80_000, 1))
+    write_run(run_dir, RoleRun("monitor", gone.pid, "1", 80_000, 0))
+    write_run(run_dir, RoleRun("recorder", os.getpid(), "an earlier process", 80_000, 2))
+    (run_dir / "broken.json").write_text("{")
+    found = status(log, TOPICS, run_dir, clock)
+    assert {role.role: role.alive for role in found.roles} == {"predictor": True, "monitor": False, "recorder": False}
+    lines = render(found).splitlines()
+    assert f"  predictor  alive  pid {os.getpid()}" in " ".join(lines)
+    assert any("recorder" in line and "DEAD" in line and "2 restarts" in line for line in lines)
+
+
+def test_its_json_comes_back_the_same(log: Log, run_dir: Path) -> None:
+    """The JSON form holds all of it."""
+    found = status(log, TOPICS, run_dir, ManualClock())
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Status) == found

@@ -1,0 +1,279 @@
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Struct
+from structlog.testing import capture_logs
+
+from tidemill.log.base import Message, Topic, lag
+from tidemill.log.sqlite import SqliteLog
+from tidemill.messages import Topics, to_bytes
+from tidemill.roles.tracker import GROUP, TrackerRole
+from tidemill.testing.clock import ManualClock
+from tidemill.testing.tracker_contract import a_decision, a_trial
+from tidemill.tracking import mlflow as adapter
+from tidemill.tracking.mlflow import MlflowTracker, create_store, start_ui
+
+TOPICS = Topics.of("adult")
+EXPORTED = [TOPICS.trials, TOPICS.journal, TOPICS.models]
+TRIALS = 5
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SqliteLog]:
+    log = SqliteLog(tmp_path / "log")
+    log.create([Topic(name) for name in EXPORTED])
+    yield log
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    create_store(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path) -> Path:
+    return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
+
+
+def tracker_of(store: Path) -> MlflowTracker:
+    return MlflowTracker(f"sqlite:///{store}", "adult", "each", store.parent / "bundles")
+
+
+def send(log: SqliteLog, topic: str, *messages: Struct) -> None:
+    log.append([Message(topic, to_bytes(message)) for message in messages])
+
+
+def an_experiment(log: SqliteLog) -> None:
+    send(log, TOPICS.trials, *(a_trial(number) for number in range(TRIALS)))
+    send(log, TOPICS.journal, a_decision())
+
+
+def keys(store: Path) -> list[str]:
+    """The keys of all finished runs, as they stand in the store."""
+    query = "select value from tags join runs using (run_uuid) where key = 'tidemill.key' and status = 'FINISHED'"
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        return sorted(key for (key,) in connection.execute(query))
+
+
+EXPECTED = sorted(["count-1", *(f"count-1/{number}" for number in range(TRIALS))])
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition never came true"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(log: SqliteLog, tracker: MlflowTracker) -> Iterator[None]:
+    """The role in a thread, with a clock whose waits take no time; stopped in order at the end."""
+    stop = threading.Event()
+    role = TrackerRole(log, TOPICS, tracker, ManualClock())
+    thread = threading.Thread(target=role.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def all_exported(log: SqliteLog) -> bool:
+    return not any(lag(log, GROUP, EXPORTED).values())
+
+
+def test_a_locked_store_is_waited_for(log: SqliteLog, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another program holds MLflow's store, nothing is committed; it is told once, and all is exported later."""
+    monkeypatch.setattr(adapter, "LOCK_SECONDS", 0.05)
+    an_experiment(log)
+    with capture_logs() as logged, contextlib.closing(sqlite3.connect(store, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with running(log, tracker_of(store)):
+            until(lambda: logged)
+            assert not log.committed(GROUP)
+            other.execute("ROLLBACK")
+            until(lambda: all_exported(log))
+    assert keys(store) == EXPECTED
+    assert [line["event"] for line in logged] == ["tracking_unavailable", "tracking_resumed"]
+    assert "locked" in logged[0]["detail"]
+
+
+def test_a_read_only_store_is_waited_for(log: SqliteLog, store: Path) -> None:
+    """A store that takes no writes loses nothing: what is missing is exported once it does."""
+    an_experiment(log)
+    write_version(store, 3)
+    with capture_logs() as logged, running(log, tracker_of(store)):
+        until(lambda: logged)
+        assert "readonly" in logged[0]["detail"]
+        assert not log.committed(GROUP)
+        write_version(store, 2)
+        until(lambda: all_exported(log))
+    assert keys(store) == EXPECTED
+
+
+def write_version(store: Path, version: int) -> None:
+    """SQLite takes a file whose 19th byte is above 2 for one that it may only read, whoever asks (root has no others)."""
+    with store.open("r+b") as file:
+        file.seek(18)
+        file.write(bytes([version]))
+
+
+def test_an_absent_folder_is_waited_for(log: SqliteLog, store: Path) -> None:
+    """A disk that is not there yet is not an end."""
+    an_experiment(log)
+    folder = store.parent / "disk"
+    folder.write_text("")
+    with capture_logs() as logged, running(log, tracker_of(folder / "mlflow.db")):
+        until(lambda: logged)
+        folder.unlink()
+        folder.mkdir()
+        store.rename(folder / "mlflow.db")
+        until(lambda: all_exported(log))
+    assert keys(folder / "mlflow.db") == EXPECTED
+
+
+def test_a_stop_in_the_middle_commits_nothing(log: SqliteLog, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to stop while the store is away, the role leaves at once, and the next one exports everything."""
+    monkeypatch.setattr(adapter, "LOCK_SECONDS", 0.05)
+    an_experiment(log)
+    with capture_logs() as logged, contextlib.closing(sqlite3.connect(store, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with running(log, tracker_of(store)):
+            until(lambda: logged)
+    assert logged[-1]["event"] == "tracker_stopped"
+    assert not log.committed(GROUP)
+    with running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+    assert keys(store) == EXPECTED
+
+
+def test_a_record_that_is_no_message_is_skipped(log: SqliteLog, store: Path) -> None:
+    """One bad record stops nobody: it is told with its place, and the rest is exported."""
+    log.append([Message(TOPICS.trials, b"{"), Message(TOPICS.journal, b"\xff"), Message(TOPICS.models, b"[" * 100_000)])
+    an_experiment(log)
+    with capture_logs() as logged, running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+    assert keys(store) == EXPECTED
+    assert sorted((line["event"], line["topic"], line["offset"]) for line in logged) == [
+        ("tracker_skipped_record", topic, 0) for topic in sorted(EXPORTED)
+    ]
+
+
+def test_without_mlflow_the_role_says_so_and_waits(log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project whose extra is not installed gets one line with what to install; nothing else stops."""
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    an_experiment(log)
+    with capture_logs() as logged, running(log, tracker_of(tmp_path / "mlflow.db")):
+        until(lambda: logged)
+    assert [line["event"] for line in logged] == ["tracker_gave_up"]
+    assert "pip install 'tidemill[mlflow]'" in logged[0]["detail"]
+    assert not log.committed(GROUP)
+
+
+CHILD = """
+import sys, threading
+from pathlib import Path
+from tidemill.clock import SystemClock
+from tidemill.log.sqlite import SqliteLog
+from tidemill.messages import Topics
+from tidemill.roles.tracker import TrackerRole
+from tidemill.tracking.mlflow import MlflowTracker
+root = Path(sys.argv[1])
+tracker = MlflowTracker(f"sqlite:///{root / 'mlflow.db'}", "adult", "each", root / "bundles")
+TrackerRole(SqliteLog(root / "log"), Topics.of("adult"), tracker, SystemClock()).run(threading.Event())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("failpoint", ["tracker.run_created:4", "tracker.handled:1"])
+def test_killed_in_the_middle_it_leaves_no_doubles(log: SqliteLog, store: Path, failpoint: str) -> None:
+    """After kill -9 in the middle of a batch, or before its commit, the next one finishes the same runs."""
+    an_experiment(log)
+    environ = os.environ | {"TIDEMILL_FAILPOINT": failpoint}
+    ended = subprocess.run([sys.executable, "-c", CHILD, store.parent], env=environ, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not log.committed(GROUP)
+    with running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+    assert keys(store) == EXPECTED
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        assert connection.execute("select count(*) from runs").fetchone() == (len(EXPECTED),)
+
+
+def test_several_processes_make_one_store(tmp_path: Path) -> None:
+    """Whoever comes first makes the store, the others find it whole, and what a killed one left is swept."""
+    (tmp_path / "mlflow.db.draft").write_bytes(b"half a store")
+    threads = [threading.Thread(target=create_store, args=(f"sqlite:///{tmp_path}/mlflow.db",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tracker_of(tmp_path / "mlflow.db").record_trials([a_trial(0)])
+    assert {path.name for path in tmp_path.glob("*.draft*")} == set()
+
+
+def status_of(port: int, host: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host})
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+def listening(session: int) -> set[tuple[str, int]]:
+    """Where the processes of a session listen (Linux): IPv4 by its dots, IPv6 as it stands in /proc."""
+    held = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(process.name)) == session:
+                held |= {os.readlink(link) for link in process.joinpath("fd").iterdir()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for row in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = row.split()
+            address, port = fields[1].split(":")
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in held:
+                ip = socket.inet_ntoa(bytes.fromhex(address)[::-1]) if table == "tcp" else address
+                found.add((ip, int(port, 16)))
+    return found
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_pages_start_for_a_new_project_on_loopback_only(tmp_path: Path) -> None:
+    """MLflow's server answers for a project without any run, to its own host names, on 127.0.0.1 and nothing else."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = start_ui(f"sqlite:///{tmp_path}/new/mlflow.db", port)
+    with (tmp_path / "out").open("wb") as out:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True)
+    try:
+        until(lambda: status_of(port, f"127.0.0.1:{port}") == 200, 120)
+        assert status_of(port, f"localhost:{port}") == 200
+        assert status_of(port, f"evil.example:{port}") == 403
+        assert status_of(port, f"192.168.1.7:{port}") == 403
+        assert listening(server.pid) == {("127.0.0.1", port)}
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)

@@ -1,0 +1,112 @@
+"""Imports run downhill, and a library is imported only in its own adapter."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "tidemill"
+
+# A module may import those of its own level only where it stands in the same package, and those of lower levels.
+LEVELS = [
+    ["errors", "clock", "failpoints"],
+    ["messages"],
+    ["settings", "core.*"],
+    ["log.base", "learners.base", "tracking.base"],
+    ["tuning.base", "tables", "processes", "schema_file"],
+    ["log.*", "learners.*", "tuning.*", "tracking.*", "bundles", "lake", "original", "configuration", "app.client"],
+    ["roles.*", "app.*", "new_project", "audit_facts"],
+    ["status", "audit"],
+    ["wiring", "testing.*", "supervisor"],
+    ["demo.*", "demo"],
+    ["cli.*", "cli"],
+    ["__main__", "__init__"],
+]
+ADAPTERS = {
+    "lightgbm": {"learners.lightgbm"},
+    "optuna": {"tuning.optuna"},
+    "mlflow": {"tracking.*"},
+    "deltalake": {"lake"},
+    "sqlite3": {"log.*", "tracking.mlflow"},
+    "sklearn": {"core.metrics", "core.folds"},
+    "pandas": set(),
+    "pickle": set(),
+    "joblib": set(),
+}
+FORBIDDEN_IN_CORE = {"os", "pathlib", "time", "datetime", "socket", "random", "threading", "subprocess", "polars"}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        if name == "__init__" or not name.endswith("__init__"):
+            found[name] = ast.parse(path.read_text())
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(names: set[str], known: set[str]) -> set[str]:
+    """The project's modules among imported names: the longest prefix that is a module."""
+    found = set()
+    for name in names:
+        parts = name.removeprefix("tidemill.").split(".")
+        if not name.startswith("tidemill."):
+            continue
+        found |= {".".join(parts[:n]) for n in range(1, len(parts) + 1) if ".".join(parts[:n]) in known}
+    return found
+
+
+def level(module: str) -> int:
+    for number, patterns in reversed(list(enumerate(LEVELS))):
+        if module in patterns:
+            return number
+    for number, patterns in enumerate(LEVELS):
+        if any(p.endswith(".*") and module.startswith(p[:-1]) for p in patterns):
+            return number
+    raise AssertionError(f"{module} has no level: give it one")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_run_downhill(module: str) -> None:
+    """A module imports lower levels, or its own package."""
+    known = modules()
+    for imported in own(imports(known[module]), set(known)) - {module}:
+        same_package = "." in module and module.split(".", maxsplit=1)[0] == imported.split(".")[0]
+        same_level = level(imported) == level(module) and same_package
+        assert level(imported) < level(module) or same_level, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_a_library_stays_in_its_adapter(library: str) -> None:
+    """A third-party library is imported by the files that adapt it, and by no other."""
+    users = {
+        name
+        for name, tree in modules().items()
+        if any(imported.split(".")[0] == library for imported in imports(tree))
+    }
+    assert {user for user in users if f"{user.split('.')[0]}.*" not in ADAPTERS[library]} <= ADAPTERS[library]
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if name.startswith("core.")])
+def test_core_decides_without_the_world(module: str) -> None:
+    """``core`` takes values and returns values: no files, network, clock or chance from outside."""
+    roots = {imported.split(".")[0] for imported in imports(modules()[module])}
+    assert not roots & FORBIDDEN_IN_CORE
+
+
+def test_socket_packages_have_no_names_of_their_own() -> None:
+    """A name is imported from the file that defines it: package ``__init__`` files are empty."""
+    for path in SOURCE.rglob("*/__init__.py"):
+        assert not path.read_text().strip(), path
