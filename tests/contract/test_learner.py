@@ -45,3 +45,15 @@ class TestLightGBM(LearnerContract):
         samples.matrix[:] = 1.0
         answers = LightGBM().fit(samples, {}, 5, seed=0, threads=1).predict(samples.matrix)
         assert np.allclose(answers, samples.labels.mean(), atol=1e-6)
+
+    def test_one_thread_is_one_thread(self) -> None:
+        """No other thread of the process works: LightGBM's number of threads is a global that any call may set back."""
+        code = (
+            "import psutil; from tidemill.learners.lightgbm import LightGBM;"
+            "from tidemill.testing.learner_contract import a_table, cross_validated;"
+            "samples = a_table('binary', 20000); cross_validated(LightGBM(), samples, {});"
+            "LightGBM().fit(samples, {}, 30, seed=0, threads=1).predict(samples.matrix);"
+            "first, *others = (thread.user_time for thread in psutil.Process().threads());"
+            "assert sum(others) < first / 10, (first, others)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)

@@ -62,16 +62,18 @@ def _multi_log_losses(labels: Values, predictions: Values) -> Values:
 
 
 def _squared_errors(labels: Values, predictions: Values) -> Values:
-    errors: Values = labels - predictions
-    return errors * errors
+    squares: Values = (labels - predictions) ** 2
+    return squares
 
 
 def _absolute_errors(labels: Values, predictions: Values) -> Values:
-    return np.abs(labels - predictions)
+    distances: Values = np.abs(labels - predictions)
+    return distances
 
 
 def _mistakes(labels: Values, predictions: Values) -> Values:
-    return (_classes(predictions) != labels).astype(np.float64)
+    wrong: Values = (_classes(predictions) != labels).astype(np.float64)
+    return wrong
 
 
 def _classes(predictions: Values) -> Values:

@@ -1,0 +1,88 @@
+"""Requests a second with a backlog: the raw log, the predictor alone, and the predictor beside recorder and monitor."""
+
+import time
+from contextlib import ExitStack
+
+from msgspec import Struct
+
+from bench.stage import end_of, requests, running, wait_for
+from tidemill.core.decoding import Decoder
+from tidemill.log.base import Message, Topic
+from tidemill.roles.promotion import read_slots
+from tidemill.wiring import Wiring
+
+BATCH = 1000
+
+
+class Throughput(Struct, frozen=True):
+    """Requests a second, but for ``score_us_a_row``: the model's own predict in batches of 1000, one thread."""
+
+    backlog: int
+    echo: float
+    predictor: float
+    predictor_beside_recorder: float
+    score_us_a_row: float
+
+
+def measure(wiring: Wiring, backlog: int) -> Throughput:
+    """All of it, one after the other."""
+    return Throughput(
+        backlog=backlog,
+        echo=_echo(wiring, backlog),
+        predictor=_drained(wiring, backlog, "alone", []),
+        predictor_beside_recorder=_drained(wiring, backlog, "beside", ["recorder", "monitor"]),
+        score_us_a_row=_score(wiring),
+    )
+
+
+def _append(wiring: Wiring, messages: list[Message]) -> None:
+    for start in range(0, len(messages), 5000):
+        wiring.log.append(messages[start : start + 5000])
+
+
+def _echo(wiring: Wiring, backlog: int) -> float:
+    """The log's own limit: poll, copy, commit, in this process."""
+    source, sink = "bench.source", "bench.sink"
+    wiring.log.create([Topic(source), Topic(sink)])
+    _append(wiring, [Message(source, message.value, message.key) for message in requests(wiring, "echo", backlog)])
+    reader = wiring.log.join("echo", [source])
+    done, started = 0, time.monotonic()
+    while done < backlog:
+        batch = reader.poll(BATCH, 1.0)
+        reader.commit([Message(sink, value, key) for key, value in zip(batch.keys, batch.values, strict=True)])
+        done += len(batch)
+    seconds = time.monotonic() - started
+    reader.close()
+    return backlog / seconds
+
+
+def _drained(wiring: Wiring, backlog: int, name: str, beside: list[str]) -> float:
+    """From the first answer seen to the last; the process has started and loaded its model by then."""
+    before = end_of(wiring, wiring.topics.predictions)
+    _append(wiring, requests(wiring, name, backlog))
+    root = wiring.configuration.root
+    with ExitStack() as stack:
+        for role in beside:
+            stack.enter_context(running(role, root))
+        stack.enter_context(running("predictor", root))
+        started = wait_for(lambda: end_of(wiring, wiring.topics.predictions) > before, pause=0.001)
+        first = end_of(wiring, wiring.topics.predictions)
+        ended = wait_for(lambda: end_of(wiring, wiring.topics.predictions) >= before + backlog)
+    return (before + backlog - first) / (ended - started)
+
+
+def _score(wiring: Wiring) -> float:
+    """Microseconds a row, the best of five."""
+    champion = read_slots(wiring.log, wiring.topics).champion
+    if champion is None:
+        raise LookupError("no model")
+    bundle = wiring.store.load(champion.bundle)
+    values = [message.value for message in requests(wiring, "score", BATCH)]
+    matrix = bundle.encoder.encode(Decoder(bundle.schema).decode(values).columns).matrix
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        bundle.model.predict(matrix)
+        times.append(time.perf_counter() - started)
+    bundle.close()
+    return min(times) / BATCH * 1e6
