@@ -15,7 +15,8 @@ Label = str | int | float | bool
 
 class Prediction(Struct, frozen=True, omit_defaults=True, gc=False):
     """The answer to one request record; ``probability`` (binary: of the second class), ``probabilities`` (multiclass, by
-    label) or ``value`` (regression) is set, by task.
+    label) or ``value`` (regression) is set, by task. ``requested_at`` is when the log took the request, ``predicted_at`` when
+    it was answered.
     """
 
     request_id: str

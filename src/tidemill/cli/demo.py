@@ -79,7 +79,9 @@ def _print_weeks(folder: Path, console: "Console") -> None:
     from tidemill.cli.options import open_project
     from tidemill.demo.weeks import weeks
 
-    table = Table("week of", "flights", "late", "log loss: frozen", "retrained", "AUC: frozen", "retrained")
+    table = Table(title="log loss and AUC: the frozen first model, and the one that was retrained")
+    for name in ("week of", "flights", "late", "loss frozen", "retrained", "AUC frozen", "retrained"):
+        table.add_column(name, no_wrap=True, justify="right")
     with open_project(folder) as wiring:
         for week in weeks(wiring):
             table.add_row(*_cells(week))
@@ -110,4 +112,5 @@ def _print_summary(summary: "Summary", report: "Report", folder: Path, console: 
   tidemill mlflow --project {folder}    every trial of every retraining, on http://127.0.0.1:5000
   tidemill rollback --project {folder}  the version before, at once""",
         markup=False,
+        soft_wrap=True,
     )

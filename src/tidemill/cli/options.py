@@ -1,5 +1,6 @@
 """What several commands share: the project option, and how they end."""
 
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,9 @@ import typer
 
 if TYPE_CHECKING:
     from tidemill.wiring import Wiring
+
+EXIT_SECONDS = 2.0
+"""How long a process that was told to exit may take to clean up, before it ends as it is. Half of a supervisor's patience."""
 
 ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project's folder.")]
 
@@ -44,13 +48,25 @@ def stop_on_signals() -> threading.Event:
 
 
 def exit_on_signals() -> threading.Event:
-    """For a role whose turn takes minutes and whose work is recorded as it goes: the first signal ends it where it is."""
+    """For a role whose turn takes long and whose work may end anywhere: the first signal ends it where it is.
+
+    A library may swallow the exception that ends it (in an import, a callback, a destructor), or be long in cleaning up:
+    a thread ends the process then. It is started here, for a handler may interrupt a thread's start, and could not.
+    """
+    leaving = threading.Event()
+
+    def end() -> None:
+        leaving.wait()
+        threading.Event().wait(EXIT_SECONDS)
+        os._exit(0)
 
     def handle(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        leaving.set()
         raise SystemExit(0)
 
+    threading.Thread(target=end, name="exit", daemon=True).start()
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     return threading.Event()

@@ -12,6 +12,8 @@ from tidemill.cli.options import ProjectOption, exit_on_signals, open_project, s
 
 app = typer.Typer()
 ReplayFile = Annotated[Path, typer.Argument(help="The data set to play: a CSV or Parquet file.")]
+LONG_TURNS = ("trainer", "tracker")
+"""An experiment takes minutes, MLflow's first answer 10 s: these end where they are, and go on there when started again."""
 RateOption = Annotated[float, typer.Option(min=0.001, help="Requests a second.")]
 
 
@@ -40,7 +42,7 @@ def start_logging() -> None:
 def _role_command(role: str, text: str) -> Callable[[Path], None]:
     def run_alone(project: ProjectOption = Path(".")) -> None:
         start_logging()
-        stop = exit_on_signals() if role == "trainer" else stop_on_signals()
+        stop = exit_on_signals() if role in LONG_TURNS else stop_on_signals()
         with open_project(project) as wiring:
             wiring.run_role(role, stop)
 

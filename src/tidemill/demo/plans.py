@@ -50,7 +50,7 @@ ADULT = Plan(
     name="adult",
     title="UCI Adult: does a person earn more than 50,000 dollars a year?",
     choices=Choices(target="income_over_50k", ignore=("split", "fnlwgt")),
-    settings={"retrain.commands": "queue", "verdict.policy": "always", "lake.flush_seconds": "0.5"},
+    settings={"retrain.commands": "queue", "verdict.policy": "always", "lake.flush_seconds": "0.5", "tune.workers": "2"},
     prepare=_adult,
     messages=200,
     every=50,

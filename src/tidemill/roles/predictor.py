@@ -321,7 +321,7 @@ class Predictor:
             try:
                 name = request_id(*place, require_id)
                 if headers:
-                    at = event_time(headers, at)
+                    event_time(headers, at)  # an unreadable time is refused here; the recorder keeps a good one
                     _check_deadline(headers, now)
                 asked.append(Asked(row, name, at))
             except BadRecord as error:
