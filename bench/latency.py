@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from bench.stage import end_of, requests, running, wait_for
 from tidemill.demo.watch import Follower, Watch
-from tidemill.log.base import Message
+from tidemill.log.base import Message, lag
 from tidemill.messages import Retrain, to_bytes
 from tidemill.wiring import Wiring
 
@@ -53,14 +53,14 @@ class Pulse:
             thread.join()
 
     def _send(self) -> None:
-        begin = time.monotonic() + 0.5
-        for number, message in enumerate(self._messages):
-            due = begin + number / self._rate
-            self._stop.wait(max(0.0, due - time.monotonic()))
-            if self._stop.is_set():
-                return
-            self.due[message.key or b""] = due
-            self._wiring.log.append([message])
+        """Whatever is due goes out in one append, as a client with several callers would send it."""
+        begin, sent = time.monotonic() + 0.5, 0
+        while sent < len(self._messages) and not self._stop.wait(max(0.0, begin + sent / self._rate - time.monotonic())):
+            due = min(len(self._messages), int((time.monotonic() - begin) * self._rate) + 1)
+            for number in range(sent, due):
+                self.due[self._messages[number].key or b""] = begin + number / self._rate
+            self._wiring.log.append(self._messages[sent:due])
+            sent = due
 
     def _receive(self) -> None:
         for records in self._wiring.log.follow(self._wiring.topics.predictions, start="end", timeout=0.05):
@@ -92,7 +92,8 @@ def measure(wiring: Wiring, rate: int, seconds: float) -> Latency:
     before = end_of(wiring, wiring.topics.predictions)
     with running("run", wiring.configuration.root), Pulse(wiring, rate) as pulse:
         wait_for(lambda: end_of(wiring, wiring.topics.predictions) > before)
-        time.sleep(10.0)  # the other roles are still importing: not what is measured
+        wait_for(lambda: _copied(wiring), pause=0.5)  # the other roles start, the first model goes to MLflow
+        time.sleep(2.0)
         quiet = time.monotonic()
         time.sleep(seconds)
         training = time.monotonic()
@@ -110,6 +111,11 @@ def measure(wiring: Wiring, rate: int, seconds: float) -> Latency:
         swap_gap_longest=pulse.longest_gap(swapped - 2.0, swapped + 1.0),
         quiet_gap_longest=pulse.longest_gap(quiet, training),
     )
+
+
+def _copied(wiring: Wiring) -> bool:
+    topics = [wiring.topics.trials, wiring.topics.journal, wiring.topics.models]
+    return not any(lag(wiring.log, "tracker", topics).values())
 
 
 def _ask(wiring: Wiring) -> None:

@@ -25,7 +25,8 @@ def open_stage() -> Iterator[Wiring]:
     """The demo's project with its first model trained; retraining by count is out of reach."""
     with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder:
         directory = Path(folder)
-        set_stage(ADULT, directory, messages=16_000, every=1_000_000_000, trials=TRIALS)
+        plan = msgspec.structs.replace(ADULT, settings=ADULT.settings | {"tune.workers": "1"})
+        set_stage(plan, directory, messages=16_000, every=1_000_000_000, trials=TRIALS)
         command("train", directory)
         wiring = Wiring(directory)
         try:

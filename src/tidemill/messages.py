@@ -15,8 +15,7 @@ Label = str | int | float | bool
 
 class Prediction(Struct, frozen=True, omit_defaults=True, gc=False):
     """The answer to one request record; ``probability`` (binary: of the second class), ``probabilities`` (multiclass, by
-    label) or ``value`` (regression) is set, by task. ``requested_at`` is when the log took the request, ``predicted_at`` when
-    it was answered.
+    label) or ``value`` (regression) is set, by task. The log took the request at ``requested_at``.
     """
 
     request_id: str

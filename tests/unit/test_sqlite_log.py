@@ -19,7 +19,7 @@ from tidemill.log.base import Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
 from tidemill.log.sqlite_check import check
 from tidemill.log.sqlite_folder import database_file, refuse_network, wal_file
-from tidemill.log.sqlite_wake import Touch, pause_after
+from tidemill.log.sqlite_wake import Touch, pause_after, wake_file
 from tidemill.testing.clock import ManualClock
 
 
@@ -386,7 +386,7 @@ def test_what_was_closed_says_so(log: SqliteLog) -> None:
 def test_another_process_wakes_a_reader(log: SqliteLog, root: Path, hints: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A poll that waits returns when another process has appended, long before its timeout, also without inotify."""
     if not hints:
-        monkeypatch.setattr(sqlite_wake, "inotify", lambda path: None)
+        monkeypatch.setattr(sqlite_wake, "inotify", lambda paths: None)
     script = (
         "import sys; from pathlib import Path; from tidemill.log.base import Message; from tidemill.log.sqlite import"
         " SqliteLog; SqliteLog(Path(sys.argv[1])).append([Message('a', b'from afar')])"
@@ -398,14 +398,15 @@ def test_another_process_wakes_a_reader(log: SqliteLog, root: Path, hints: bool,
 
 
 def test_a_touch_is_noticed_and_nothing_else_is(tmp_path: Path) -> None:
-    """A watch is quiet until the file is touched; a touch before the wait counts, many count once."""
+    """A watch is quiet until its topic is touched, not another; a touch before the wait counts, many count once."""
     touch = Touch(tmp_path)
-    fd = sqlite_wake.inotify(tmp_path / "wake")
+    fd = sqlite_wake.inotify([wake_file(tmp_path, "a"), wake_file(tmp_path, "b")])
     if fd is None:
         pytest.skip("no inotify here")
+    touch.touch("c")
     assert select.select([fd], [], [], 0)[0] == []
-    touch.touch()
-    touch.touch()
+    touch.touch("b")
+    touch.touch("b")
     assert select.select([fd], [], [], 60)[0] == [fd]
     os.read(fd, 4096)
     assert select.select([fd], [], [], 0)[0] == []

@@ -11,10 +11,10 @@ import typer
 from tidemill.cli.options import ProjectOption, exit_on_signals, open_project, say, stop_on_signals
 
 app = typer.Typer()
-ReplayFile = Annotated[Path, typer.Argument(help="The data set to play: a CSV or Parquet file.")]
 LONG_TURNS = ("trainer", "tracker")
 """An experiment takes minutes, MLflow's first answer 10 s: these end where they are, and go on there when started again."""
-RateOption = Annotated[float, typer.Option(min=0.001, help="Requests a second.")]
+NICENESS = {"trainer": 10, "tracker": 10, "recorder": 5, "monitor": 5}
+"""Whoever asks waits for the predictor alone: the others yield to it where they share a core."""
 
 
 def start_logging() -> None:
@@ -42,6 +42,7 @@ def start_logging() -> None:
 def _role_command(role: str, text: str) -> Callable[[Path], None]:
     def run_alone(project: ProjectOption = Path(".")) -> None:
         start_logging()
+        os.nice(NICENESS.get(role, 0))
         stop = exit_on_signals() if role in LONG_TURNS else stop_on_signals()
         with open_project(project) as wiring:
             wiring.run_role(role, stop)

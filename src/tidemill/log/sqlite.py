@@ -82,7 +82,7 @@ class SqliteLog:
         """See ``Log.follow``. Ends when the log is closed. Where retention overtakes it, it skips what was deleted."""
         self._store.guard()
         table = self._store.table(topic)
-        tail = Tail(self._store.root)
+        tail = Tail(self._store.root, [topic])
         self._open.add(tail)
         first, end = tail.bounds(table)
         return _following(tail, table, first if start == "beginning" else end, end, timeout)

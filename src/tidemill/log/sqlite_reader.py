@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tidemill.clock import SystemClock
@@ -28,11 +28,11 @@ class Tail:
     The lock lets another thread close it between two calls.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, topics: Iterable[str]) -> None:
         self._root = root
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = reader(root)
-        self._watch = Watch(root)
+        self._watch = Watch(root, topics)
         self.wait = self._watch.wait
 
     def version(self) -> int:
@@ -109,7 +109,7 @@ class SqliteReader:
         self._group = group
         locks = [GroupLock(store.root, group, table.topic) for table in tables]
         self._claims = [_Claim(*row) for row in zip(tables, locks, origins, strict=True)]
-        self._tail = Tail(store.root)
+        self._tail = Tail(store.root, [table.topic for table in tables])
         self._closed = False
         self._turn = 0
         self._seen: int | None = None

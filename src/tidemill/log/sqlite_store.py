@@ -50,6 +50,7 @@ class Store:
             raise
         self._lookup_lock = threading.Lock()
         self._touch = Touch(root)
+        self._news: set[str] = set()
         self._tables: dict[str, Table] = {}
         self._written = 0
         self._swept_at_ms = 0
@@ -73,6 +74,7 @@ class Store:
         self.guard()
         with in_our_words(self.root), self._lock.held():
             db = self._db
+            self._news.clear()
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -80,7 +82,8 @@ class Store:
             except BaseException:
                 _undo(db)
                 raise
-            self._touch.touch()
+            for topic in self._news:
+                self._touch.touch(topic)
             self._keep_house(db)
 
     def insert(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
@@ -91,6 +94,7 @@ class Store:
             by_topic.setdefault(message.topic, []).append(message)
         for topic, group in by_topic.items():
             table = self.table(topic)
+            self._news.add(topic)
             _, end = db.execute(table.bounds).fetchone()
             db.executemany(table.insert, rows_of(table, end, now, group))
             self._written += sum(len(message.value) + 64 for message in group) + 8192

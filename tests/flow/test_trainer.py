@@ -1,0 +1,351 @@
+"""The trainer on a real log, lake and store: what an experiment reads, decides, writes, and leaves alone."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+
+from tidemill.bundles import BundleStore
+from tidemill.clock import SystemClock
+from tidemill.core.outcomes import label_numbers
+from tidemill.core.schema import Feature, Schema
+from tidemill.core.training_set import Rows, balanced_weights
+from tidemill.lake import COLUMNS, Lake
+from tidemill.learners.base import Samples
+from tidemill.learners.lightgbm import LightGBM
+from tidemill.log.base import Message, Topic, lag, read_all
+from tidemill.log.sqlite import SqliteLog
+from tidemill.messages import JournalEntry, ModelVersion, Retrain, Topics, Trial, to_bytes
+from tidemill.roles.experiment import Search, prepare
+from tidemill.roles.promotion import promote, read_slots
+from tidemill.roles.trainer import Trainer
+from tidemill.settings import Bundles, Project, Settings, Tune, Verdict
+from tidemill.settings import Retrain as RetrainSettings
+from tidemill.wiring import PROPOSERS, learner, lightgbm as lightgbm_learner
+
+TOPICS = Topics.of("test")
+SCHEMA = Schema((Feature("age", "number"), Feature("work", "category")), "income", "binary", ("no", "yes"))
+TUNE = Tune(trials=2, folds=2, patience=3, rounds_max=15)
+Rule = Callable[[int, str], bool]
+
+
+def old(age: int, work: str) -> bool:
+    """The rule of the original data."""
+    return age > 50
+
+
+def new(age: int, work: str) -> bool:
+    """The opposite, which observations may follow."""
+    return age <= 50
+
+
+def people(rows: int, rule: Rule, seed: int, noise: float = 0.1) -> tuple[list[int], list[str], list[str]]:
+    random = np.random.default_rng(seed)
+    ages = random.integers(17, 91, rows).tolist()
+    works = random.choice(["a", "b", "c"], rows).tolist()
+    odd = random.random(rows) < noise
+    labels = [SCHEMA.classes[int(rule(age, work) ^ bool(flip))] for age, work, flip in zip(ages, works, odd, strict=True)]
+    return ages, works, labels  # type: ignore[return-value]
+
+
+def original(rows: int = 240) -> Rows:
+    ages, works, labels = people(rows, old, 1)
+    return Rows({"age": ages, "work": works}, labels, [1000 * i for i in range(rows)])
+
+
+class WithoutChild(BundleStore):
+    """Skips the trial in a child process (a second each) where a test is about something else."""
+
+    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
+        self.verify(bundle)
+
+
+class World:
+    """A log, a lake that a monitor fills, a store, and a trainer that serves all that waits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = SqliteLog(folder / "log", "normal")
+        self.log.create(Topic(getattr(TOPICS, field)) for field in TOPICS.__struct_fields__)
+        self.lake = Lake(folder / "lake")
+        self.store: BundleStore = WithoutChild(folder / "bundles", learner)
+        self.observations = 0
+        self.rows = original()
+
+    def observe(self, rows: int, rule: Rule = old, event_at: Callable[[int], int] = lambda number: number) -> None:
+        ages, works, labels = people(rows, rule, 100 + self.observations)
+        first = self.observations
+        self.observations += rows
+        frame = pl.DataFrame(
+            [
+                (
+                    first + i,
+                    f"r{first + i}",
+                    0,
+                    first + i,
+                    msgspec.json.encode({"age": ages[i], "work": works[i]}),
+                    msgspec.json.encode(labels[i]).decode(),
+                    event_at(first + i),
+                    0,
+                    0,
+                    1,
+                    "",
+                    [0.5],
+                )
+                for i in range(rows)
+            ],
+            schema=COLUMNS["observations"],
+            orient="row",
+        )
+        self.lake.append("observations", frame, {"monitor": self.observations})
+
+    def ask(self, id: str, data_version: int = 0) -> None:
+        command = Retrain(id, "asked", data_version, 0)
+        self.log.append([Message(TOPICS.retrain, to_bytes(command), id.encode())])
+
+    def serve(self, schema: Schema = SCHEMA, tune: Tune = TUNE, **sections: Any) -> None:
+        """A trainer from its start until no command waits."""
+        settings = Settings(project=Project(name="test", data="x.csv"), tune=tune, **sections)
+        plan = Search(lightgbm_learner, PROPOSERS["optuna"], tune, 0, SystemClock())
+        stop = threading.Event()
+        trainer = Trainer(
+            self.log, TOPICS, self.lake, self.store, settings, "digest", schema, lambda: self.rows, plan, SystemClock()
+        )
+
+        def idle() -> None:
+            if not lag(self.log, "trainer", [TOPICS.retrain])[TOPICS.retrain]:
+                stop.set()
+
+        trainer.run(stop, idle)
+
+    def read(self, topic: str, kind: type[Any]) -> list[Any]:
+        return [msgspec.json.decode(record.value, type=kind) for record in read_all(self.log, topic)]
+
+    @property
+    def journal(self) -> list[JournalEntry]:
+        return self.read(TOPICS.journal, JournalEntry)
+
+    @property
+    def models(self) -> list[ModelVersion]:
+        return self.read(TOPICS.models, ModelVersion)
+
+    @property
+    def trials(self) -> list[Trial]:
+        return self.read(TOPICS.trials, Trial)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.lake.close()
+    made.log.close()
+
+
+def better(**values: Any) -> Verdict:
+    return Verdict(policy="better", **{"holdout": 0.5, "holdout_rows_min": 20, **values})
+
+
+def test_the_first_command_gives_a_champion_and_a_second_serving_changes_nothing(world: World, tmp_path: Path) -> None:
+    """One version in its slot, one entry, trials 0 to n - 1, a bundle that passes its trial; sent again, it is skipped."""
+    world.store = BundleStore(tmp_path / "bundles", learner)
+    world.ask("first")
+    world.serve()
+    (entry,), (champion,) = world.journal, world.models
+    assert (champion.state, champion.version, champion.experiment) == ("champion", 1, "first")
+    assert (entry.verdict, entry.version, entry.bundle, entry.rows) == ("promoted", 1, champion.bundle, 240)
+    assert [(trial.experiment, trial.number) for trial in world.trials] == [("first", 0), ("first", 1)]
+    with world.store.load(champion.bundle) as bundle:
+        assert (bundle.model.predict(bundle.golden.matrix) == bundle.golden.answers).all()
+    world.ask("first")
+    world.serve()
+    assert (world.journal, world.models, len(world.trials)) == ([entry], [champion], 2)
+    assert lag(world.log, "trainer", [TOPICS.retrain]) == {TOPICS.retrain: 0}
+
+
+def test_commands_that_wait_become_one_experiment_on_the_newest_data(world: World) -> None:
+    """Three commands, one retraining, the other two named as merged; each of them counts as finished afterwards."""
+    world.observe(30)
+    for rows in (10, 30, 20):
+        world.ask(f"labelled-{rows}", rows)
+    world.serve()
+    (entry,) = world.journal
+    assert (entry.id, entry.data_version, entry.rows) == ("labelled-30", 30, 270)
+    assert entry.merged == ["labelled-10", "labelled-20"]
+    world.ask("labelled-10", 10)
+    world.serve()
+    assert len(world.journal) == 1
+
+
+def test_commands_queue_where_the_setting_says_so(world: World) -> None:
+    """Each command its own experiment, in order."""
+    world.observe(20)
+    world.ask("labelled-10", 10)
+    world.ask("labelled-20", 20)
+    world.serve(retrain=RetrainSettings(commands="queue"), verdict=Verdict(policy="always"))
+    assert [(entry.id, entry.rows, entry.merged) for entry in world.journal] == [
+        ("labelled-10", 250, []),
+        ("labelled-20", 260, []),
+    ]
+    slots = read_slots(world.log, TOPICS)
+    assert slots.champion is not None
+    assert slots.previous is not None
+    assert (slots.champion.version, slots.previous.version) == (2, 1)
+
+
+def test_a_data_version_is_a_prefix_however_much_the_lake_holds(world: World, tmp_path: Path) -> None:
+    """The first 20 of 60 observations give the training set, and the bundle, that they gave when there were only 20."""
+    other = World(tmp_path / "other")
+    for some, later in ((world, 0), (other, 40)):
+        some.observe(20)
+        if later:
+            some.observe(later, new)
+        some.ask("labelled-20", 20)
+        some.serve()
+    assert world.journal[0].training_set == other.journal[0].training_set
+    assert world.journal[0].bundle == other.journal[0].bundle
+    assert world.journal[0].rows == 260
+    other.log.close()
+
+
+def test_rows_in_time_are_never_learnt_from_before_those_they_are_scored_on() -> None:
+    """With a time column each fold trains on rows that came before all that it scores."""
+    schema = msgspec.structs.replace(SCHEMA, time="at")
+    rows = original(100)
+    prepared = prepare(schema, rows, TUNE, 0)
+    assert len(prepared.folds) == TUNE.folds
+    for learnt, scored in prepared.folds:
+        assert learnt.max() < scored.min()
+    shuffled = prepare(SCHEMA, rows, TUNE, 0)
+    assert any(learnt.max() > scored.min() for learnt, scored in shuffled.folds)
+
+
+def test_a_late_observation_stands_at_its_own_time(world: World) -> None:
+    """Events from the past are sorted among the original rows: another training set than those of the newest time."""
+    schema = msgspec.structs.replace(SCHEMA, time="at")
+    world.observe(20, event_at=lambda number: 500)
+    world.ask("labelled-20", 20)
+    world.serve(schema)
+    bundle = world.store.load(world.journal[0].bundle)
+    assert bundle.golden.matrix[0][0] == world.rows.columns["age"][0]
+    first = msgspec.json.decode(world.lake.observations(1)["features"][0])
+    assert bundle.golden.matrix[1][0] == msgspec.json.decode(world.lake.observations(4)["features"][3])["age"]
+    assert first["age"] != world.rows.columns["age"][1]
+    bundle.close()
+
+
+def test_a_challenger_must_win_on_observations_that_neither_has_seen(world: World) -> None:
+    """The world as before: the champion stays. The labels turned round: the challenger takes its place, with the proof."""
+    world.ask("first")
+    world.serve(verdict=better())
+    world.observe(80)
+    world.ask("labelled-80", 80)
+    world.serve(verdict=better())
+    kept = world.journal[-1]
+    assert kept.verdict == "kept"
+    assert kept.statistic["rows"] == 40
+    assert kept.rows == 240 + 40
+    assert [model.version for model in world.models] == [1]
+    world.observe(400, new)
+    world.ask("labelled-480", 480)
+    world.serve(verdict=better())
+    won = world.journal[-1]
+    assert won.verdict == "promoted", won.statistic
+    assert won.statistic["improvement_low"] > 0
+    assert won.champion_version == 1
+    assert won.rows == 240 + 480, "what was promoted has learnt from the held-out observations too"
+    slots = read_slots(world.log, TOPICS)
+    assert slots.champion is not None
+    assert (slots.champion.version, slots.champion.bundle) == (3, won.bundle)
+
+
+def test_too_few_new_observations_keep_the_champion_without_a_search(world: World) -> None:
+    """The journal says why, and no trial was made."""
+    world.ask("first")
+    world.serve(verdict=better())
+    world.observe(10)
+    world.ask("labelled-10", 10)
+    world.serve(verdict=better())
+    entry = world.journal[-1]
+    assert (entry.verdict, entry.version, entry.bundle) == ("kept", 0, "")
+    assert "5 held-out observations are too few" in entry.detail
+    assert {trial.experiment for trial in world.trials} == {"first"}
+
+
+def test_by_hand_a_challenger_waits_until_a_person_promotes_it(world: World) -> None:
+    """Policy manual: the second version waits in its slot, then serves; the old champion is the previous one."""
+    for id in ("first", "asked-2"):
+        world.observe(10)
+        world.ask(id, world.observations)
+        world.serve(verdict=Verdict(policy="manual"))
+    assert [entry.verdict for entry in world.journal] == ["promoted", "waiting"]
+    slots = read_slots(world.log, TOPICS)
+    assert slots.champion is not None
+    assert slots.challenger is not None
+    assert (slots.champion.version, slots.challenger.version) == (1, 2)
+    promote(world.log, TOPICS, world.store, SystemClock())
+    slots = read_slots(world.log, TOPICS)
+    assert slots.champion is not None
+    assert slots.previous is not None
+    assert (slots.champion.version, slots.previous.version) == (2, 1)
+
+
+def test_an_experiment_that_cannot_be_done_fails_alone(world: World) -> None:
+    """One class only: the journal says 'failed' and why, the command is done with, and the next one is served."""
+    good = world.rows
+    world.rows = Rows(good.columns, ["no"] * len(good), good.times_ms)
+    world.ask("first")
+    world.serve()
+    (entry,) = world.journal
+    assert (entry.verdict, entry.version) == ("failed", 0)
+    assert "classes" in entry.detail
+    assert world.models == []
+    world.rows = good
+    world.ask("asked-2")
+    world.serve()
+    assert [entry.verdict for entry in world.journal] == ["failed", "promoted"]
+    assert world.models[0].version == 1
+
+
+def test_past_bundles_are_pruned_but_never_one_in_a_slot(world: World) -> None:
+    """With keep = 1 the newest bundle and those of champion and previous stay."""
+    for number in range(4):
+        world.observe(5)
+        world.ask(f"asked-{number}", world.observations)
+        world.serve(verdict=Verdict(policy="always"), bundles=Bundles(keep=1))
+    written = [entry.bundle for entry in world.journal]
+    assert len(set(written)) == 4
+    assert set(world.store.bundles()) == set(written[-2:])
+
+
+def test_what_ships_is_what_was_scored(world: World) -> None:
+    """Parameters, rounds, seed and the weights of unbalanced classes: the shipped model is the winner's, to the byte."""
+    tune = msgspec.structs.replace(TUNE, unbalanced=True)
+    ages, works, labels = people(300, lambda age, work: age > 80, 1, noise=0.02)
+    world.rows = Rows({"age": ages, "work": works}, labels, [0] * 300)
+    world.ask("first")
+    world.serve(tune=tune)
+    (entry,) = world.journal
+    best = min(world.trials, key=lambda trial: trial.score if trial.score is not None else np.inf)
+    assert (entry.parameters, entry.rounds, entry.score) == (best.parameters, best.rounds, best.score)
+    text = (world.store.root / entry.bundle / "model.txt").read_text()
+    booster = lightgbm.Booster(model_str=text)
+    assert booster.current_iteration() == best.rounds
+    shipped = dict(line[1:-1].split(": ", 1) for line in text.splitlines() if line.startswith("[") and ": " in line)
+    for name, value in best.parameters.items():
+        assert float(shipped[name]) == pytest.approx(value, rel=1e-4), name
+    assert int(shipped["bagging_freq"]) == 1, "without it bagging_fraction does nothing"
+    prepared = prepare(SCHEMA, world.rows, tune, 0)
+    weights = balanced_weights(label_numbers(SCHEMA, labels), 2)
+    assert prepared.samples.weights is not None
+    assert (prepared.samples.weights == weights).all()
+    again = LightGBM().fit(prepared.samples, best.parameters, best.rounds, 0, 1)
+    assert again.to_bytes() == text.encode()
+    even = prepared.samples
+    bare = Samples(even.matrix, even.labels, None, even.columns, even.categorical, even.task, even.classes)
+    assert LightGBM().fit(bare, best.parameters, best.rounds, 0, 1).to_bytes() != text.encode()
