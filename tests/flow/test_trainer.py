@@ -27,7 +27,8 @@ from tidemill.roles.promotion import promote, read_slots
 from tidemill.roles.trainer import Trainer
 from tidemill.settings import Bundles, Project, Settings, Tune, Verdict
 from tidemill.settings import Retrain as RetrainSettings
-from tidemill.wiring import PROPOSERS, learner, lightgbm as lightgbm_learner
+from tidemill.wiring import PROPOSERS, learner
+from tidemill.wiring import lightgbm as lightgbm_learner
 
 TOPICS = Topics.of("test")
 SCHEMA = Schema((Feature("age", "number"), Feature("work", "category")), "income", "binary", ("no", "yes"))
@@ -240,10 +241,11 @@ def test_a_late_observation_stands_at_its_own_time(world: World) -> None:
 
 
 def test_a_challenger_must_win_on_observations_that_neither_has_seen(world: World) -> None:
-    """The world as before: the champion stays. The labels turned round: the challenger takes its place, with the proof."""
+    """Misled by older observations: the champion stays. The labels turned round: the challenger wins, with the proof."""
     world.ask("first")
     world.serve(verdict=better())
-    world.observe(80)
+    world.observe(40, new)
+    world.observe(40, old)
     world.ask("labelled-80", 80)
     world.serve(verdict=better())
     kept = world.journal[-1]

@@ -126,9 +126,9 @@ class Joiner:
         found: list[Observation] = []
         for row in rows:
             opening = self._owner(row[0], row[1])
+            self._count_late(row)
             if opening is None:
                 self._outcomes.setdefault(row[0], []).append(row)
-                self._count_late(row)
             elif self._label(opening, row) and self._complete(row[0], opening, found) == room:
                 break
         return found
