@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tidemill.wiring import Wiring
 
 EXIT_SECONDS = 2.0
-"""How long a process that was told to exit may take to clean up, before it ends as it is. Half of a supervisor's patience."""
+"""How long a process that was told to exit may take to clean up, before it ends as it is: half a supervisor's patience."""
 
 ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project's folder.")]
 

@@ -3,8 +3,9 @@
 SQLite does not notify, and looking every 1 to 5 ms costs an idle reader 3 % of a core. So a writer touches the file
 ``wake/TOPIC`` after each commit, and Linux tells whoever watches it (inotify): 0.4 %, and half the latency (commit to poll,
 median 0.6 against 0.9 ms, 99 % within 0.9 against 1.5). One file for all topics cost roles that had nothing to do 7 to 16 %
-of a core each at 500 requests a second. It is a hint: the truth is the database, which is looked at now and then anyway, since
-a writer may die before the touch. Elsewhere, or where a user has no inotify instances left, looking often is all there is.
+of a core each at 500 requests a second. It is a hint: the truth is the database, which is looked at now and
+then anyway, since a writer may die before the touch. Elsewhere, or where a user has no inotify instances left, looking often
+is all there is.
 """
 
 import ctypes
