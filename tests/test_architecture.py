@@ -92,9 +92,7 @@ def test_imports_run_downhill(module: str) -> None:
 def test_a_library_stays_in_its_adapter(library: str) -> None:
     """A third-party library is imported by the files that adapt it, and by no other."""
     users = {
-        name
-        for name, tree in modules().items()
-        if any(imported.split(".")[0] == library for imported in imports(tree))
+        name for name, tree in modules().items() if any(imported.split(".")[0] == library for imported in imports(tree))
     }
     assert {user for user in users if f"{user.split('.')[0]}.*" not in ADAPTERS[library]} <= ADAPTERS[library]
 
