@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -40,7 +41,7 @@ def main() -> None:
         app()
     except TidemillError as error:
         if os.environ.get("TIDEMILL_DEBUG"):
-            raise
+            traceback.print_exc()
         sys.stderr.write(f"tidemill: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

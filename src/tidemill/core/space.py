@@ -80,10 +80,13 @@ Dimension = Real | Integer | Choice
 
 
 class Space(Struct, frozen=True):
-    """Dimensions by name, and ``fixed`` parameters that are passed on as they are."""
+    """Dimensions by name, ``fixed`` parameters that are passed on as they are, and the ``first`` point to try, a value for
+    each dimension (the learner's own defaults, say), or nothing.
+    """
 
     dimensions: dict[str, Dimension]
     fixed: dict[str, str | int | float | bool] = {}
+    first: dict[str, str | int | float | bool] = {}
 
     def contains(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the parameters are a point of the space: exactly its names, each with a value of its own."""
@@ -99,6 +102,8 @@ class Space(Struct, frozen=True):
             fault = "it is fixed as well" if name in self.fixed else dimension.fault()
             if fault:
                 raise ConfigError(f"search space: {name}: {fault}")
+        if self.first and not self.contains(self.first | self.fixed):
+            raise ConfigError(f"search space: its first point is not in it: {self.first}")
 
 
 def _range_fault(low: float, high: float, log: bool) -> str:

@@ -77,7 +77,7 @@ class LightGBM:
 
     def space(self, task: Task) -> Space:
         """The learning rate stays near 0.1: lower ones cost in proportion and gain little. Measured on Adult (32,561 rows, 3
-        folds, one thread): 1 to 3 s a trial, 1.9 s on average.
+        folds, one thread): 1 to 3 s a trial, 1.9 s on average. The first point is LightGBM's own defaults: few trials beat them.
         """
         return Space(
             {
@@ -90,7 +90,19 @@ class LightGBM:
                 "bagging_fraction": Real(0.5, 1.0),
                 "cat_smooth": Real(1.0, 100.0, log=True),
                 "cat_l2": Real(1.0, 100.0, log=True),
-            }
+            },
+            fixed={"bagging_freq": 1},
+            first={
+                "learning_rate": 0.1,
+                "num_leaves": 31,
+                "min_data_in_leaf": 20,
+                "lambda_l1": 1e-3,
+                "lambda_l2": 1e-3,
+                "feature_fraction": 1.0,
+                "bagging_fraction": 1.0,
+                "cat_smooth": 10.0,
+                "cat_l2": 10.0,
+            },
         )
 
     def cross_validate(

@@ -89,7 +89,7 @@ class Preparer:
     def close(self) -> None:
         """End the thread (a trial load that is under way is not waited for), and give back what nobody took."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=0.5)
         with self._changed:
             self._put(None)
 

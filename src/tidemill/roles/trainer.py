@@ -21,7 +21,7 @@ from tidemill.core.schema import Schema
 from tidemill.core.training_set import Rows, holdout_rows, training_set
 from tidemill.core.verdict import Comparison, Decision, decide
 from tidemill.core.versions import Slots
-from tidemill.errors import ConfigError
+from tidemill.errors import BundleRefused, ConfigError
 from tidemill.failpoints import failpoint
 from tidemill.lake import Lake
 from tidemill.log.base import Batch, Log, Message, read_all
@@ -114,8 +114,9 @@ class Trainer:
         self._event("experiment_started", experiment=command.id, reason=command.reason, trials=self.settings.tune.trials)
         try:
             return self._experiment(command, merged)
-        except ConfigError as error:
-            # The command is at fault (too few rows of a class, say), not the trainer: the next one may work.
+        except (ConfigError, BundleRefused) as error:
+            # The command is at fault (too few rows of a class, say), or the champion's bundle is damaged: the trainer lives
+            # on, the journal says why, and the next command may work.
             logger.error("experiment_failed", experiment=command.id, error=str(error))
             entry = self._entry(command, merged, verdict="failed", detail=str(error))
             return entry, self._outputs(entry, [])

@@ -50,6 +50,15 @@ class ProposerContract:
             assert EVERY_KIND.contains(parameters), parameters
             proposer.tell(parameters, float(number % 7))
 
+    def test_the_first_point_is_proposed_first(self, propose: Callable[[Space, int], Proposer]) -> None:
+        """A space may name the point to begin with; the proposer goes on from there, and a wrong one is refused."""
+        first: dict[str, str | int | float | bool] = {"x": 1.5, "n": 7, "c": "far"}
+        proposer = propose(Space(BOWL.dimensions, {"f": 1}, first), 0)
+        assert proposer.ask() == first | {"f": 1}
+        assert proposer.ask() != first | {"f": 1}
+        with pytest.raises(ConfigError, match="first point"):
+            propose(Space(BOWL.dimensions, first={"x": 99.0, "n": 7, "c": "far"}), 0)
+
     def test_integer_steps_are_all_reachable_and_nothing_else_is(self, propose: Callable[[Space, int], Proposer]) -> None:
         """A range whose upper end is not a step ends at the last step."""
         proposer = propose(Space({"n": Integer(1, 10, step=4)}), 1)

@@ -27,6 +27,8 @@ class OptunaProposer:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
         self._study = optuna.create_study(direction="minimize", sampler=sampler)
+        if space.first:
+            self._study.enqueue_trial({name: _code(space.dimensions[name], value) for name, value in space.first.items()})
         self._asked: dict[tuple[Any, ...], list[Trial]] = defaultdict(list)
 
     def ask(self) -> Parameters:
