@@ -77,7 +77,8 @@ class LightGBM:
 
     def space(self, task: Task) -> Space:
         """The learning rate stays near 0.1: lower ones cost in proportion and gain little. Measured on Adult (32,561 rows, 3
-        folds, one thread): 1 to 3 s a trial, 1.9 s on average. The first point is LightGBM's own defaults: few trials beat them.
+        folds, one thread): 1 to 3 s a trial, 1.9 s on average. The first point is
+        LightGBM's defaults, which few trials beat.
         """
         return Space(
             {
