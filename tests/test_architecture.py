@@ -1,6 +1,8 @@
 """Imports run downhill, and a library is imported only in its own adapter."""
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -108,3 +110,34 @@ def test_socket_packages_have_no_names_of_their_own() -> None:
     """A name is imported from the file that defines it: package ``__init__`` files are empty."""
     for path in SOURCE.rglob("*/__init__.py"):
         assert not path.read_text().strip(), path
+
+
+WITHOUT_EXTRAS = """
+import sys
+for name in ("polars", "deltalake", "optuna", "sklearn", "mlflow", "pandas", "pyarrow"):
+    sys.modules[name] = None
+"""
+
+
+def test_the_predictor_and_the_client_need_the_core_only() -> None:
+    """What a base install runs imports nothing of an extra."""
+    modules = (
+        "roles.predictor",
+        "wiring",
+        "log.sqlite",
+        "bundles",
+        "learners.lightgbm",
+        "app.client",
+        "status",
+        "supervisor",
+    )
+    code = WITHOUT_EXTRAS + "\n".join(f"import tidemill.{module}" for module in modules)
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_missing_extra_is_named_in_one_line() -> None:
+    """Whoever lacks an extra is told which one, and how to install it."""
+    code = WITHOUT_EXTRAS + "from tidemill.cli.main import main; sys.argv[1:] = ['init', 'x.csv', '--target', 'y']; main()"
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr == "tidemill: this needs the package 'polars': pip install 'tidemill[train]'\n"

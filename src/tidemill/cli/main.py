@@ -10,6 +10,9 @@ import typer
 from tidemill.cli import data, demo, project, replay, roles
 from tidemill.errors import TidemillError
 
+EXTRAS = {"polars": "train", "deltalake": "train", "optuna": "train", "sklearn": "train", "mlflow": "mlflow"}
+"""What the base install lacks: a predictor needs none of it."""
+
 app = typer.Typer(
     name="tidemill",
     help="Real-time predictions from a stream of events, with models that keep learning from the outcomes.",
@@ -44,6 +47,12 @@ def main() -> None:
             traceback.print_exc()
         sys.stderr.write(f"tidemill: {error}\n")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        sys.stderr.write(f"tidemill: this needs the package {error.name!r}: pip install 'tidemill[{extra}]'\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -67,7 +67,9 @@ class Watch:
 
     def __init__(self, root: Path, topics: Iterable[str]) -> None:
         self._lock = threading.Lock()
-        self._fd = inotify([wake_file(root, topic) for topic in topics])
+        self._fd: int | None = None
+        with suppress(OSError):
+            self._fd = inotify([wake_file(root, topic) for topic in topics])
         self._poll = select.poll()
         if self._fd is not None:
             self._poll.register(self._fd, select.POLLIN)
@@ -103,8 +105,7 @@ def inotify(paths: Sequence[Path]) -> int | None:
     if fd < 0:
         return None
     for path in paths:
-        with suppress(OSError):
-            path.touch()
+        path.touch()
         if libc.inotify_add_watch(fd, os.fsencode(path), IN_MODIFY) < 0:
             os.close(fd)
             return None
