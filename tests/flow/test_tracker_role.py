@@ -139,13 +139,14 @@ def write_version(store: Path, version: int) -> None:
 def test_an_absent_folder_is_waited_for(log: SqliteLog, store: Path) -> None:
     """A disk that is not there yet is not an end."""
     an_experiment(log)
-    folder = store.parent / "disk"
-    folder.write_text("")
+    folder, ready, mount = store.parent / "disk", store.parent / "ready", store.parent / "mount"
+    folder.symlink_to(store)  # a file: nothing can be made in it
+    ready.mkdir()
+    shutil.copy(store, ready / "mlflow.db")
+    mount.symlink_to(ready)
     with capture_logs() as logged, running(log, tracker_of(folder / "mlflow.db")):
         until(lambda: logged)
-        folder.unlink()
-        folder.mkdir()
-        store.rename(folder / "mlflow.db")
+        mount.replace(folder)
         until(lambda: all_exported(log))
     assert keys(folder / "mlflow.db") == EXPECTED
 

@@ -58,7 +58,7 @@ def test_old_messages_load(release: Path, topic: str, kind: type[msgspec.Struct]
 
 
 def test_an_old_bundle_answers_as_it_did(release: Path) -> None:
-    """It is whole, and the golden rows come out bit for bit; so do an old request and outcome."""
+    """It is whole; the golden rows come out bit for bit, and an old request and outcome are read."""
     store = BundleStore(release / "bundles", lambda name: LightGBM())
     (name,) = store.bundles()
     log = SqliteLog(release / "log")

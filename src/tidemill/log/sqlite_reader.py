@@ -133,6 +133,8 @@ class SqliteReader:
     def commit(self, outputs: Sequence[Message] = ()) -> None:
         """See ``Reader.commit``. Positions that did not move are not written; nothing at all is no transaction."""
         self._guard()
+        if any(claim.sought is not None and not claim.held for claim in self._claims):
+            self._take_over()  # a seek that no poll has followed counts too
         moved = [claim for claim in self._claims if claim.held and claim.position != claim.committed]
         if not moved and not outputs:
             return
