@@ -73,9 +73,9 @@ class Panes:
         layout = Layout()
         layout.split_column(Layout(name="top", size=LINES + 2), Layout(self._foot(watch), size=3))
         layout["top"].split_row(
-            Layout(Panel(Text("\n".join(watch.app) or "waiting for the first model"), title="app", border_style="cyan")),
-            Layout(Panel(Text(self._predictor(watch)), title="predictor", border_style="green")),
-            Layout(Panel(Text(self._trainer(watch)), title="trainer", border_style="yellow")),
+            _pane("app", "\n".join(watch.app) or "waiting for the first model", "cyan"),
+            _pane("predictor", self._predictor(watch), "green"),
+            _pane("trainer", self._trainer(watch), "yellow"),
         )
         self._live.update(layout)
 
@@ -96,7 +96,7 @@ class Panes:
         return "\n".join(lines)
 
     def _trainer(self, watch: Watch) -> str:
-        lines = [_verdict(entry) for entry in watch.entries[-5:]]
+        lines = [f"{entry.experiment}: v{entry.version} {entry.verdict}{_score_of(entry)}" for entry in watch.entries[-5:]]
         finished = watch.finished()
         for experiment, trials in watch.trials.items():
             if experiment not in finished:
@@ -106,10 +106,19 @@ class Panes:
         return "\n".join(lines)
 
 
+def _pane(title: str, text: str, colour: str) -> Layout:
+    """One line a line: a wrapped one would push the newest out of sight."""
+    return Layout(Panel(Text(text, no_wrap=True, overflow="ellipsis"), title=title, border_style=colour))
+
+
 def _scored(score: float | None) -> str:
     return "failed" if score is None else f"log loss {score:.5f}"
 
 
 def _verdict(entry: JournalEntry) -> str:
-    score = "" if entry.score is None else f", {entry.metric} {entry.score:.5f}"
+    score = "" if entry.score is None else f", {entry.metric}{_score_of(entry)}"
     return f"{entry.experiment or entry.kind}: version {entry.version} {entry.verdict}{score}"
+
+
+def _score_of(entry: JournalEntry) -> str:
+    return "" if entry.score is None else f" {entry.score:.5f}"

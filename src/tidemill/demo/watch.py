@@ -64,7 +64,7 @@ class Watch(Struct):
         self.by_version[answer.version] += 1
         self.bundles.add(answer.bundle)
         self.latencies_ms.append(answer.predicted_at - answer.requested_at)
-        self.app.append(f"{answer.request_id:<14} -> {_score(answer)}  version {answer.version}")
+        self.app.append(f"{answer.request_id:<10} {_score(answer)}  v{answer.version}")
 
     def _outcome(self, record: Record) -> None:
         self.outcomes += 1
@@ -93,7 +93,7 @@ class Watch(Struct):
 
 def _score(answer: Prediction) -> str:
     if answer.probability is not None:
-        return f"{answer.prediction!s:<5} p={answer.probability:.3f}"
+        return f"{answer.prediction!s:<2} p={answer.probability:.3f}"
     return f"{answer.prediction!s:<5}"
 
 
