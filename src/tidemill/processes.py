@@ -60,11 +60,12 @@ def run_file(run_dir: Path, role: str) -> Path:
 
 
 def write_run(run_dir: Path, run: RoleRun) -> None:
-    """Whole or not at all: readers never see half a file."""
+    """Whole or not at all: readers never see half a file. A full disk leaves it out: it only tells ``status``."""
     path = run_file(run_dir, run.role)
     draft = path.with_suffix(".draft")
-    draft.write_bytes(msgspec.json.encode(run))
-    draft.replace(path)
+    with suppress(OSError):
+        draft.write_bytes(msgspec.json.encode(run))
+        draft.replace(path)
 
 
 def read_runs(run_dir: Path) -> list[RoleRun]:

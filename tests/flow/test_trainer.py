@@ -183,6 +183,18 @@ def test_commands_that_wait_become_one_experiment_on_the_newest_data(world: Worl
     assert len(world.journal) == 1
 
 
+def test_what_is_no_command_becomes_a_dead_letter_and_the_next_is_served(world: World) -> None:
+    """A foreign record in ``retrain`` neither stops nor fails the trainer."""
+    foreign = [b"", b"\xff", b"{}", b"[]"]
+    world.log.append([Message(TOPICS.retrain, value, b"foreign") for value in foreign])
+    world.ask("first", 0)
+    world.serve()
+    assert [entry.id for entry in world.journal] == ["first"]
+    letters = read_all(world.log, TOPICS.dead_letters)
+    assert [letter.value for letter in letters] == foreign
+    assert {dict(letter.headers)["reason"] for letter in letters} == {b"not_a_command"}
+
+
 def test_commands_queue_where_the_setting_says_so(world: World) -> None:
     """Each command its own experiment, in order."""
     world.observe(20)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.processes import RoleRun, is_alive, read_runs
+from tidemill.processes import RoleRun, is_alive, read_runs, write_run
 from tidemill.supervisor import STOP_SECONDS, Supervisor, backoff, failures_in_a_row
 
 pytestmark = pytest.mark.process
@@ -309,3 +309,9 @@ def test_output_that_goes_away_ends_the_run(start: Callable[..., Run]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), closing.fileno())
     wait_for(lambda: gone(pid), "the role's end")
     run.process.wait(timeout=20)
+
+
+def test_a_disk_that_is_full_does_not_end_the_supervisor(tmp_path: Path) -> None:
+    """What tells ``status`` about a role is left out where it cannot be written."""
+    write_run(tmp_path / "gone", RoleRun("predictor", 1, "", 0, 0))
+    assert read_runs(tmp_path / "gone") == []

@@ -63,7 +63,7 @@ def test_every_bad_value_in_one_batch_is_found() -> None:
 
 def test_the_corpus_has_every_reason_that_a_request_can_have() -> None:
     """A new reason needs an example."""
-    elsewhere = {"missing_id", "non_finite_score", "missing_outcome", "unknown_class"}
+    elsewhere = {"missing_id", "non_finite_score", "missing_outcome", "unknown_class", "not_a_command"}
     assert {bad["reason"] for bad in CORPUS} == REASONS.keys() - elsewhere
 
 

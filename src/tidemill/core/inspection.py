@@ -33,6 +33,7 @@ REASONS = {
     "non_finite_score": "the model's answer is not a finite number",
     "missing_outcome": "the outcome's field is absent or null",
     "unknown_class": "the outcome is none of the schema's classes",
+    "not_a_command": "a record of the topic retrain that is no command",
 }
 """Every reason for which a record becomes a dead letter."""
 

@@ -66,6 +66,18 @@ class Batch(Struct, frozen=True):
     def __len__(self) -> int:
         return len(self.values)
 
+    def record(self, row: int) -> Record:
+        """One row."""
+        return Record(
+            self.topics[row],
+            self.partitions[row],
+            self.offsets[row],
+            self.times_ms[row],
+            self.keys[row],
+            self.values[row],
+            self.headers[row],
+        )
+
     def records(self) -> Iterator[Record]:
         """The same as rows, for roles that take one record at a time."""
         columns = (self.topics, self.partitions, self.offsets, self.times_ms, self.keys, self.values, self.headers)

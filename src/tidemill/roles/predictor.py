@@ -26,6 +26,7 @@ from tidemill.core.versions import Slots
 from tidemill.errors import BadRecord, TidemillError, Unavailable, UnknownModel
 from tidemill.log.base import Batch, Headers, Log, Message, Record
 from tidemill.messages import Event, ModelVersion, Prediction, Topics, to_bytes
+from tidemill.roles.dead_letters import dead_letter
 from tidemill.roles.loop import run_loop
 from tidemill.settings import Predictor as PredictorSettings
 
@@ -307,7 +308,7 @@ class Predictor:
         self._counts.by_name["dead"].update(error.reason for _, error in refused)
         return [
             *self._predictions(serving.version, batch, answered, answers, now),
-            *(dead_letter(self._topics, ROLE, batch, row, error) for row, error in refused),
+            *(dead_letter(self._topics.dead_letters, batch.record(row), error, ROLE) for row, error in refused),
             *self._events(EVENT_SECONDS),
         ]
 
@@ -347,21 +348,6 @@ class Predictor:
             values = self._counts.values() | ({"version": serving.version.version} if serving else {})
             yield Message(self._topics.events, to_bytes(Event("requests_answered", ROLE, self._clock.now_ms(), values)))
             self._counts, self._told_at = Counts(), self._clock.monotonic()
-
-
-def dead_letter(topics: Topics, role: str, batch: Batch, row: int, error: BadRecord) -> Message:
-    """The record as it came, with where it stood and why it could not be used in the headers."""
-    told = {
-        "topic": batch.topics[row],
-        "partition": str(batch.partitions[row]),
-        "offset": str(batch.offsets[row]),
-        "reason": error.reason,
-        "field": error.field,
-        "detail": error.detail[:500],
-        "role": role,
-    }
-    headers = tuple((name, text.encode("utf-8", "replace")) for name, text in told.items())
-    return Message(topics.dead_letters, batch.values[row], batch.keys[row], headers)
 
 
 def _check_deadline(headers: Headers, now: int) -> None:

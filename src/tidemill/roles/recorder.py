@@ -27,8 +27,9 @@ from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord, Broken, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.lake import COLUMNS, Lake, TableName
-from tidemill.log.base import Batch, Headers, Log, Message, Reader, Record
+from tidemill.log.base import Batch, Log, Message, Reader, Record
 from tidemill.messages import Prediction, Topics
+from tidemill.roles.dead_letters import dead_letter
 
 logger = structlog.get_logger()
 
@@ -180,20 +181,6 @@ class Recorder:
         outcome = decode_outcome(record.key, record.value, self._schema)
         label = msgspec.json.encode(outcome.outcome).decode()
         return (_id(record), record.partition, record.offset, record.time_ms, label, outcome.time)
-
-
-def dead_letter(topic: str, record: Record, error: BadRecord, role: str) -> Message:
-    """The record's own bytes, with where it stood and what was wrong."""
-    headers: Headers = (
-        ("topic", record.topic.encode()),
-        ("partition", b"%d" % record.partition),
-        ("offset", b"%d" % record.offset),
-        ("reason", error.reason.encode()),
-        ("field", error.field.encode()),
-        ("detail", error.detail.encode()),
-        ("role", role.encode()),
-    )
-    return Message(topic, record.value, record.key, headers)
 
 
 def _id(record: Record) -> str:

@@ -21,11 +21,12 @@ from tidemill.core.schema import Schema
 from tidemill.core.training_set import Rows, holdout_rows, training_set
 from tidemill.core.verdict import Comparison, Decision, decide
 from tidemill.core.versions import Slots
-from tidemill.errors import BundleRefused, ConfigError
+from tidemill.errors import BadRecord, BundleRefused, ConfigError
 from tidemill.failpoints import failpoint
 from tidemill.lake import Lake
 from tidemill.log.base import Batch, Log, Message, read_all
 from tidemill.messages import Event, JournalEntry, Label, ModelVersion, Retrain, Topics, Trial, to_bytes
+from tidemill.roles.dead_letters import dead_letter
 from tidemill.roles.experiment import (
     Fitted,
     Observed,
@@ -85,9 +86,10 @@ class Trainer:
         decided: list[JournalEntry] = []
 
         def handle(batch: Batch) -> Sequence[Message]:
-            entry, outputs = self._serve(batch.values)
+            commands, refused = self._commands(batch)
+            entry, outputs = self._serve(commands)
             decided[:] = [entry] if entry else []
-            return outputs
+            return [*outputs, *refused]
 
         def report() -> None:
             while decided:
@@ -101,10 +103,21 @@ class Trainer:
         finally:
             reader.close()
 
-    def _serve(self, values: Sequence[bytes]) -> tuple[JournalEntry | None, list[Message]]:
+    def _commands(self, batch: Batch) -> tuple[list[Retrain], list[Message]]:
+        """The commands of a batch, and dead letters for what is none."""
+        commands, refused = [], []
+        for record in batch.records():
+            try:
+                commands.append(msgspec.json.decode(record.value, type=Retrain))
+            except (ValueError, RecursionError) as error:
+                bad = BadRecord("not_a_command", detail=str(error))
+                logger.warning("command_refused", offset=record.offset, error=str(error))
+                refused.append(dead_letter(self.topics.dead_letters, record, bad, "trainer"))
+        return commands, refused
+
+    def _serve(self, commands: Sequence[Retrain]) -> tuple[JournalEntry | None, list[Message]]:
         """One experiment for the commands that the journal has not finished."""
         finished = self._finished()
-        commands = [msgspec.json.decode(value, type=Retrain) for value in values]
         waiting = [command for command in commands if command.id not in finished]
         if not waiting:
             return None, []
