@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-flights test check bench clean
+.PHONY: help setup demo demo-flights kafka test check bench clean
 
 help:             ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 16
@@ -16,6 +16,9 @@ demo: setup       ## the whole loop on UCI Adult: 200 requests, four retrainings
 
 demo-flights: setup  ## a year's flights, fast-forwarded: a frozen model beside one that is retrained
 	$(BIN)/tidemill demo flights --directory demo-flights
+
+kafka: setup      ## a Kafka broker on 127.0.0.1:9092 until Ctrl-C; needs Java 17 and Maven
+	$(BIN)/python -m tidemill.testing.kafka_broker --folder kafka-data
 
 test: setup check ## everything that CI runs
 	$(BIN)/python -m pytest
@@ -29,7 +32,7 @@ bench: setup      ## the figures, as ratios measured in one run
 	$(BIN)/python -m bench
 
 clean:            ## remove what the commands above made
-	rm -rf $(VENV) demo demo-flights bench/results
+	rm -rf $(VENV) demo demo-flights kafka-data bench/results
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) and "tidemill needs Python 3.11 to 3.13; set PYTHON=python3.12, say")'

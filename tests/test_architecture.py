@@ -30,6 +30,7 @@ ADAPTERS = {
     "optuna": {"tuning.optuna"},
     "mlflow": {"tracking.*"},
     "deltalake": {"lake"},
+    "confluent_kafka": {"log.*"},
     "sqlite3": {"log.*", "tracking.mlflow"},
     "sklearn": {"core.metrics", "core.folds"},
     "pandas": set(),
@@ -114,7 +115,7 @@ def test_socket_packages_have_no_names_of_their_own() -> None:
 
 WITHOUT_EXTRAS = """
 import sys
-for name in ("polars", "deltalake", "optuna", "sklearn", "mlflow", "pandas", "pyarrow"):
+for name in ("polars", "deltalake", "optuna", "sklearn", "mlflow", "pandas", "pyarrow", "confluent_kafka"):
     sys.modules[name] = None
 """
 

@@ -20,11 +20,12 @@ from tidemill.audit_facts import (
     Told,
     answers_in,
     dead_letters_in,
-    ids_of,
     joined,
+    outcome_ids,
     read_facts,
     refused_by,
     requests_in,
+    scattered,
     told_in,
 )
 from tidemill.bundles import Bundle, BundleStore
@@ -156,7 +157,7 @@ def numbers_count_up(observations: pl.DataFrame) -> Check:
     return found("observations-once", len(observations), problems)
 
 
-def observations_are_the_join(observations: pl.DataFrame, join: pl.DataFrame) -> Check:
+def observations_are_the_join(observations: pl.DataFrame, join: pl.DataFrame, unchecked: int) -> Check:
     """Every observation has the values of its request, prediction and outcome."""
     columns = [column for column in join.columns if column not in {*REQUEST, "answer"}]
     both = observations.join(join.with_columns(there=True), on=REQUEST, how="left", suffix="_due").sort("number")
@@ -171,7 +172,7 @@ def observations_are_the_join(observations: pl.DataFrame, join: pl.DataFrame) ->
         else f"observation {number} ({name}) has no request, prediction or outcome of its own"
         for number, name, there, differing in wrong.select("number", "request_id", "there", "differing").iter_rows()
     ]
-    return found("observations-join", len(observations), problems)
+    return found("observations-join", len(observations), problems, unchecked)
 
 
 def _other_scores(scores: list[float], answer: bytes | None) -> bool:
@@ -267,15 +268,18 @@ def _traffic(facts: Facts, topics: Topics, asked: pl.DataFrame, given: pl.DataFr
 def _with_features(given: pl.DataFrame, asked: pl.DataFrame, traffic: Traffic) -> pl.DataFrame:
     """The answers with the bytes of their requests: of several requests with one id, each answer's is the next.
 
-    Null where the request is gone; so also for ids that were sent more than once, if some requests are unknown.
+    Null where the request is gone; so also for ids that were sent more than once, if some requests are unknown, or if they
+    stand in several partitions, which have no order between them.
     """
     refused = pl.DataFrame(list(traffic.refused), schema={"partition": pl.Int32, "offset": pl.Int64}, orient="row")
     turn = pl.int_range(pl.len()).over("request_id")
-    asks = asked.join(refused, on=PLACE, how="anti").sort(PLACE).with_columns(turn=turn, times=pl.len().over("request_id"))
+    apart = pl.col("partition").n_unique().over("request_id") > 1
+    asks = asked.join(refused, on=PLACE, how="anti").sort(PLACE)
+    asks = asks.with_columns(turn=turn, times=pl.len().over("request_id"), apart=apart)
     times = asks.select("request_id", "times").unique()
     answers = given.sort(PLACE).with_columns(turn=turn).join(times, on="request_id", how="left")
     answers = answers.with_columns(turn=pl.min_horizontal("turn", pl.col("times") - 1))
-    features = asks.select("request_id", "turn", pl.col("value").alias("features"))
+    features = asks.filter(~pl.col("apart")).select("request_id", "turn", pl.col("value").alias("features"))
     if not traffic.whole:
         answers = answers.with_columns(turn=pl.when(pl.len().over("request_id") == 1).then("turn"))
         features = features.filter(pl.len().over("request_id") == 1)
@@ -321,15 +325,16 @@ def _lake_checks(
     yield _table_check(facts, "predictions", given, given.columns)
     yield _table_check(facts, "dead_letters", letters, letters.columns)
     refused = refused_by(letters, "recorder", topics.outcomes)
-    records, table = facts.records["outcomes"].frame, facts.tables["outcomes"]
+    (records, headers), table = facts.records["outcomes"], facts.tables["outcomes"]
     rows = {(p, o): (label, at) for p, o, label, at in table.select(*PLACE, "outcome", "outcome_at").iter_rows()}
     done_to = facts.done_to("recorder", topics.outcomes)
-    named = records.with_columns(request_id=pl.Series(ids_of(facts, "outcomes", topics.outcomes), dtype=pl.String))
+    named = records.with_columns(request_id=pl.Series(outcome_ids(facts), dtype=pl.String))
     is_due = [(p, o) in rows or (not refused[p, o] and o < done_to.get(p, 0)) for p, o in records.select(PLACE).iter_rows()]
     yield _table_check(
         facts, "outcomes", named.filter(pl.Series(is_due, dtype=pl.Boolean)), [*PLACE, "request_id", "time_ms"]
     )
-    yield auditing.outcomes_read(records.select(*PLACE, "key", "value").iter_rows(), rows, refused, schemas)
+    contents = zip(records.select(PLACE).iter_rows(), records["key"], records["value"], headers, strict=True)
+    yield auditing.outcomes_read(contents, rows, refused, schemas)
 
 
 def _table_check(facts: Facts, name: TableName, due: pl.DataFrame, columns: list[str]) -> Check:
@@ -340,12 +345,15 @@ def _table_check(facts: Facts, name: TableName, due: pl.DataFrame, columns: list
 
 
 def _observation_checks(facts: Facts, wait_ms: int) -> list[Check]:
+    """Which of the records that are scattered over partitions came first nobody can say: what came of them is unchecked."""
     observations = facts.tables["observations"]
     past: dict[TableName, pl.DataFrame] = {name: _read_past(facts, name) for name in JOINED}
+    apart = scattered(facts.tables)
+    made, due = observations.join(apart, on="request_id", how="anti"), joined(past, wait_ms)
     return [
         numbers_count_up(observations),
-        observations_are_the_join(observations, joined(facts.tables, wait_ms)),
-        none_missing(observations, joined(past, wait_ms)),
+        observations_are_the_join(made, joined(facts.tables, wait_ms), len(observations) - len(made)),
+        none_missing(made, due.join(apart, on="request_id", how="anti")),
     ]
 
 

@@ -12,7 +12,7 @@ import msgspec
 import polars as pl
 
 from tidemill.core.auditing import Check, Place, found
-from tidemill.core.decoding import event_time, request_id
+from tidemill.core.decoding import event_time, outcome_id, request_id_or_place
 from tidemill.errors import BadRecord
 from tidemill.lake import Lake, TableName
 from tidemill.log.base import Headers, Log, read_all
@@ -133,15 +133,24 @@ def told_in(facts: Facts) -> Told:
     return Told(models, commands, journal, found("readable", checked, problems))
 
 
-def ids_of(facts: Facts, name: str, topic: str) -> list[str]:
-    """The request ids of records by their keys; a bad key is a dead letter, by its place."""
-    names = []
-    for partition, offset, key in facts.records[name].frame.select(*PLACE, "key").iter_rows():
-        try:
-            names.append(request_id(key, topic, partition, offset, require_id=False))
-        except BadRecord:
-            names.append(f"{topic}-{partition}-{offset}")
-    return names
+def request_ids(facts: Facts, topics: Topics) -> list[str]:
+    """The ids of the requests by their keys and headers; of one that has a bad one, its place."""
+    frame, headers = facts.records["requests"]
+    rows = zip(frame["key"], frame["partition"], frame["offset"], headers, strict=True)
+    return [request_id_or_place(key, topics.requests, partition, offset, said) for key, partition, offset, said in rows]
+
+
+def outcome_ids(facts: Facts) -> list[str | None]:
+    """The request ids that the outcomes name; None for one that must be a dead letter."""
+    frame, headers = facts.records["outcomes"]
+    return [_outcome_id_or_none(key, said) for key, said in zip(frame["key"], headers, strict=True)]
+
+
+def _outcome_id_or_none(key: bytes | None, headers: Headers) -> str | None:
+    try:
+        return outcome_id(key, headers)
+    except BadRecord:
+        return None
 
 
 def _with_deleted(facts: Facts, name: TableName, kept: pl.DataFrame) -> pl.DataFrame:
@@ -157,7 +166,7 @@ def requests_in(facts: Facts, topics: Topics) -> pl.DataFrame:
     """The requests, as the table must have them, and those that only the table has."""
     frame, headers = facts.records["requests"]
     frame = frame.with_columns(
-        request_id=pl.Series(ids_of(facts, "requests", topics.requests), dtype=pl.String),
+        request_id=pl.Series(request_ids(facts, topics), dtype=pl.String),
         event_at=pl.Series(map(_event_at, headers, frame["time_ms"]), dtype=pl.Int64),
     )
     return _with_deleted(facts, "requests", frame.select(*PLACE, "request_id", "time_ms", "event_at", "value"))
@@ -242,6 +251,12 @@ def joined(tables: Mapping[TableName, pl.DataFrame], wait_ms: int) -> pl.DataFra
         "request_id", *PLACE, "time_ms", "outcome", pl.coalesce("outcome_at", "time_ms").alias("outcome_at")
     )
     return _with_nearest(_with_nearest(wanted, answers, wait_ms), truths, wait_ms)
+
+
+def scattered(tables: Mapping[TableName, pl.DataFrame]) -> pl.DataFrame:
+    """The ids of which several partitions hold requests, or outcomes: an app sent them with different keys."""
+    rows = [tables[name].group_by("request_id").agg(pl.col("partition").n_unique()) for name in ("requests", "outcomes")]
+    return pl.concat(rows).filter(pl.col("partition") > 1).select("request_id").unique()
 
 
 def _with_nearest(wanted: pl.DataFrame, rows: pl.DataFrame, wait_ms: int) -> pl.DataFrame:

@@ -2,13 +2,18 @@
 
 A setting comes from its default, from ``tidemill.toml``, or from a variable ``TIDEMILL_SECTION__KEY``; the later one wins.
 Paths in settings are relative to the project's folder.
+
+Settings of librdkafka, the client of Kafka, stand in the table ``stream.kafka`` by their own names; a variable
+``TIDEMILL_STREAM__KAFKA__SASL_USERNAME`` sets ``sasl.username``.
 """
 
 import hashlib
 import json
 import math
+import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,12 +27,22 @@ from tidemill.core.metrics import metric
 from tidemill.core.schema import Schema, Task
 from tidemill.errors import ConfigError
 from tidemill.schema_file import read_schema
-from tidemill.settings import Section, Settings
+from tidemill.settings import KAFKA_OWNED, KAFKA_PATHS, REFERENCES, KafkaValue, Section, Settings, is_hidden
 
 FILE = "tidemill.toml"
 PREFIX = "TIDEMILL_"
 LINE_MAX = 125
 """Comments of a rendered file begin in one column, unless a line would then be longer than this."""
+KAFKA = "stream.kafka"
+KAFKA_EXAMPLE = """\
+# "security.protocol" = "SASL_SSL"
+# "sasl.mechanism" = "SCRAM-SHA-512"
+# "sasl.username" = "tidemill"
+# "sasl.password" = "file:kafka.password"  # or the variable TIDEMILL_STREAM__KAFKA__SASL_PASSWORD
+"""
+KAFKA_ONLY = ("partitions", "replication", "delivery", "node", "kafka")
+"""What of ``stream`` a SQLite log does not heed."""
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?\]")
 
 
 class Configuration(Struct, frozen=True):
@@ -54,9 +69,19 @@ class Configuration(Struct, frozen=True):
         return self.root / self.settings.project.schema
 
     @property
+    def log_kind(self) -> Literal["sqlite", "kafka"]:
+        """What keeps the log."""
+        return _log_kind(self.settings)
+
+    @property
     def log_folder(self) -> Path:
-        """The folder of a ``sqlite:`` log."""
-        return self.root / self.settings.stream.url.removeprefix("sqlite:")
+        """The folder of a ``sqlite:`` log. Raises ``ConfigError`` for another one."""
+        return self.root / self._log_address("sqlite:")
+
+    @property
+    def brokers(self) -> str:
+        """The brokers of a ``kafka:`` log, as ``host:port,host:port``. Raises ``ConfigError`` for another one."""
+        return self._log_address("kafka://")
 
     @property
     def lake(self) -> Path:
@@ -72,6 +97,36 @@ class Configuration(Struct, frozen=True):
     def tracking_uri(self) -> str:
         """MLflow's store, with an absolute path."""
         return f"sqlite:///{self.root / self.settings.tracking.uri.removeprefix('sqlite:///')}"
+
+    def kafka_settings(self, environ: Mapping[str, str] = os.environ) -> dict[str, KafkaValue]:
+        """The table ``stream.kafka`` with what its values refer to, and with absolute paths: it holds secrets.
+
+        Files and variables are read at each call. Raises ``ConfigError`` where one is missing.
+        """
+        table = self.settings.stream.kafka
+        return {name: self._absolute(name, self._resolved(name, value, environ)) for name, value in table.items()}
+
+    def _resolved(self, name: str, value: KafkaValue, environ: Mapping[str, str]) -> KafkaValue:
+        kind, colon, rest = str(value).partition(":")
+        match kind + colon:
+            case "file:":
+                return _read_value(self.root / rest, _entry(name))
+            case "env:" if rest in environ:
+                return environ[rest]
+            case "env:":
+                raise ConfigError(f"variable {rest} is not set ({_entry(name)} names it)")
+        return value
+
+    def _absolute(self, name: str, value: KafkaValue) -> KafkaValue:
+        """A path from the project's folder on; ``probe`` is none: it lets librdkafka look in the usual places."""
+        return str(self.root / str(value)) if name in KAFKA_PATHS and value not in ("", "probe") else value
+
+    def _log_address(self, start: str) -> str:
+        url = self.settings.stream.url
+        if not url.startswith(start):
+            place = f"stream.url = {_toml(url)} ({self.origins['stream.url']})"
+            raise ConfigError(f"{place}: this is for a {start.rstrip('/')} log only")
+        return url.removeprefix(start)
 
 
 class _Given(Struct, frozen=True):
@@ -89,8 +144,7 @@ def load(project_dir: Path, environ: Mapping[str, str]) -> Configuration:
     file = project_dir / FILE
     given = _from_toml(_read_toml(file), file) | _from_environment(environ)
     settings = _settings(given, file)
-    origins = {f"{s}.{k.name}": "default" for s, keys in _sections().items() for k in keys}
-    origins |= {name: one.origin for name, one in given.items()}
+    origins = {name: given[name].origin if name in given else "default" for name, _ in _rows(settings)}
     places = {name: one.place for name, one in given.items()}
     _check(settings, places)
     schema = read_schema(project_dir / settings.project.schema)
@@ -99,29 +153,42 @@ def load(project_dir: Path, environ: Mapping[str, str]) -> Configuration:
 
 
 def digest(settings: Settings) -> str:
-    """SHA-256 of the settings, as hexadecimal text."""
-    return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()
+    """SHA-256 of the settings, as hexadecimal text.
+
+    Without the table ``stream.kafka``, which may hold secrets, and the name of this machine; for a SQLite log without
+    anything that only Kafka heeds.
+    """
+    values = msgspec.to_builtins(settings)
+    for key in KAFKA_ONLY if _log_kind(settings) == "sqlite" else ("node", "kafka"):
+        del values["stream"][key]
+    return hashlib.sha256(msgspec.json.encode(values)).hexdigest()
 
 
 def make_settings(values: Mapping[str, str]) -> Settings:
     """Settings from texts by ``section.key``, typed and checked as variables are. Raises ``ConfigError``."""
-    given = {name: _Given(text, name, name, typed=False) for name, text in values.items()}
-    for name in values:
+    given: dict[str, _Given] = {}
+    for name, text in values.items():
         section, _, key = name.partition(".")
-        _check_known(section, key, name)
+        given |= _from_text(section, key, _Given(text, name, name, typed=False), "stream.kafka.security.protocol")
     settings = _settings(given, Path(FILE))
     _check(settings, {name: name for name in values})
     return settings
 
 
 def describe(configuration: Configuration) -> list[tuple[str, str, str]]:
-    """Every setting as (``section.key``, its value as in the file, where it is from)."""
-    values = msgspec.to_builtins(configuration.settings)
-    return [
-        (f"{section}.{key.name}", _toml(values[section][key.name]), configuration.origins[f"{section}.{key.name}"])
-        for section, keys in _sections().items()
-        for key in keys
-    ]
+    """Every setting as (``section.key``, its value as in the file, where it is from); secrets as ``***``."""
+    return [(name, value, configuration.origins[name]) for name, value in _rows(configuration.settings)]
+
+
+def _rows(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Every setting as (name, value to be shown); one of ``stream.kafka`` each, unless it is empty."""
+    for section, keys in _sections().items():
+        for key in keys:
+            value = getattr(getattr(settings, section), key.name)
+            if value and isinstance(value, dict):
+                yield from ((_entry(name), "***" if is_hidden(name, one) else _toml(one)) for name, one in value.items())
+            else:
+                yield f"{section}.{key.name}", _toml(value)
 
 
 def render(settings: Settings) -> str:
@@ -132,11 +199,13 @@ def render(settings: Settings) -> str:
     ]
     for name, keys in _sections().items():
         section = getattr(settings, name)
-        parts.append(_render_section(name, section, keys))
+        plain = [key for key in keys if f"{name}.{key.name}" != KAFKA]
+        parts.append(_render_section(name, section, plain))
+        parts += [_render_kafka(settings.stream.kafka, key) for key in keys if key not in plain]
     return "\n".join(parts)
 
 
-def _render_section(name: str, section: Section, keys: tuple[FieldInfo, ...]) -> str:
+def _render_section(name: str, section: Section, keys: list[FieldInfo]) -> str:
     key_width = max(len(key.name) for key in keys)
     settings = [f"{key.name:<{key_width}} = {_toml(getattr(section, key.name))}" for key in keys]
     column = max(len(line) for line in settings if len(line) <= 40) + 2
@@ -145,6 +214,11 @@ def _render_section(name: str, section: Section, keys: tuple[FieldInfo, ...]) ->
     for line, key in zip(settings, keys, strict=True):
         lines.append(f"{line:<{column - 2}}  # {_description(key)}")
     return "\n".join(lines) + "\n"
+
+
+def _render_kafka(settings: Mapping[str, KafkaValue], key: FieldInfo) -> str:
+    lines = [f"{_toml(name)} = {_toml(value)}\n" for name, value in settings.items()]
+    return f"[{KAFKA}]  # {_description(key)}\n" + ("".join(lines) or KAFKA_EXAMPLE)
 
 
 def _toml(value: str | int | float | bool) -> str:
@@ -172,7 +246,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _from_toml(tables: dict[str, Any], file: Path) -> dict[str, _Given]:
-    given = {}
+    given: dict[str, _Given] = {}
     for section, table in tables.items():
         _check_known(section, None, f"{file}: [{section}]")
         if not isinstance(table, dict):
@@ -180,19 +254,70 @@ def _from_toml(tables: dict[str, Any], file: Path) -> dict[str, _Given]:
         for key, value in table.items():
             name = f"{section}.{key}"
             _check_known(section, key, f"{file}: {name}")
-            given[name] = _Given(value, FILE, f"{file}: {name}")
+            if name == KAFKA:
+                given |= _from_kafka_table(value, file)
+            else:
+                given[name] = _Given(value, FILE, f"{file}: {name}")
     return given
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+def _from_kafka_table(table: Any, file: Path) -> dict[str, _Given]:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{file}: {KAFKA} must be a table: write [{KAFKA}] and its settings below")
     given = {}
+    for name, value in table.items():
+        place = f"{file}: {_entry(name)}"
+        if isinstance(value, dict):
+            raise ConfigError(f"{place} is a table: a name with dots stands in quotes{_example(name, value)}")
+        _check_kafka_name(name, place)
+        given[_entry(name)] = _Given(value, FILE, place)
+    return given
+
+
+def _example(name: str, table: dict[str, Any]) -> str:
+    """The name that was meant where ``a.b = 1`` stands without quotes."""
+    for key, value in table.items():
+        longer = f"{name}.{key}"
+        return _example(longer, value) if isinstance(value, dict) else f", {_toml(longer)} = ..."
+    return ""
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+    given: dict[str, _Given] = {}
     for variable, text in sorted(environ.items()):
         section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
         if not (variable.startswith(PREFIX) and separator):
             continue
-        _check_known(section, key, f"variable {variable}", shout=True)
-        given[f"{section}.{key}"] = _Given(text, variable, f"variable {variable}", typed=False)
+        if key.startswith("kafka__"):
+            key = "kafka." + key.removeprefix("kafka__").replace("_", ".")
+        one = _Given(text, variable, f"variable {variable}", typed=False)
+        given |= _from_text(section, key, one, f"{PREFIX}STREAM__KAFKA__SECURITY_PROTOCOL", shout=True)
     return given
+
+
+def _from_text(section: str, key: str, given: _Given, example: str, shout: bool = False) -> dict[str, _Given]:
+    """A value given as text, by its name; ``key`` is ``kafka.NAME`` for a setting of librdkafka, as ``example`` is one."""
+    table, _, name = key.partition(".")
+    if f"{section}.{table}" != KAFKA:
+        _check_known(section, key, given.place, shout)
+        return {f"{section}.{key}": given}
+    name = name.removeprefix('"').removesuffix('"')
+    if not name:
+        raise ConfigError(f"{given.place}: must name one of its settings, as in {example}")
+    _check_kafka_name(name, given.place)
+    return {_entry(name): given}
+
+
+def _entry(name: str) -> str:
+    """A setting of librdkafka as a setting of the project."""
+    return f"{KAFKA}.{_toml(name)}"
+
+
+def _check_kafka_name(name: str, place: str) -> None:
+    if name in KAFKA_OWNED:
+        raise ConfigError(f"{place}: tidemill sets {name} itself: {KAFKA_OWNED[name]}")
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)*", name):
+        raise ConfigError(f"{place}: no setting of librdkafka: their names are of a-z, 0-9 and _, with dots between")
 
 
 def _check_known(section: str, key: str | None, place: str, shout: bool = False) -> None:
@@ -214,7 +339,9 @@ def _settings(given: Mapping[str, _Given], file: Path) -> Settings:
         values = {}
         for key in fields(field.type):
             name = f"{field.name}.{key.name}"
-            if name in given:
+            if name == KAFKA:
+                values[key.name] = _kafka_table(given)
+            elif name in given:
                 values[key.name] = _convert(given[name], key)
             elif key.required:
                 raise ConfigError(f"{file}: {name} is missing: {_description(key)}")
@@ -231,6 +358,34 @@ def _convert(given: _Given, key: FieldInfo) -> Any:
         shown = repr(given.value) if given.typed else given.value
         raise ConfigError(f"{given.place} = {shown}: must be {_allowed(key)}")
     return value
+
+
+def _kafka_table(given: Mapping[str, _Given]) -> dict[str, KafkaValue]:
+    start = f"{KAFKA}."
+    entries = {json.loads(name.removeprefix(start)): one for name, one in given.items() if name.startswith(start)}
+    return {name: _kafka_value(name, one) for name, one in entries.items()}
+
+
+def _kafka_value(name: str, given: _Given) -> KafkaValue:
+    """The value, which no error shows: it may be a secret."""
+    value = given.value
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"{given.place}: must be a text, a number, or true or false")
+    if value in REFERENCES:
+        raise ConfigError(f"{given.place} = {_toml(value)}: must be file:PATH or env:VARIABLE")
+    if name in KAFKA_PATHS and str(value).startswith("file:"):
+        raise ConfigError(f"{given.place}: must be the path itself, without file:")
+    return value
+
+
+def _read_value(file: Path, name: str) -> str:
+    """The text in a file, without the end of its last line."""
+    try:
+        return file.read_text(encoding="utf-8-sig").rstrip("\n")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror} ({name} names it)") from None
+    except ValueError:
+        raise ConfigError(f"{file}: not a text in UTF-8 ({name} names it)") from None
 
 
 def _description(key: FieldInfo) -> str:
@@ -280,10 +435,42 @@ def check_metric(name: str, task: Task, place: str) -> None:
 
 def _check(settings: Settings, places: Mapping[str, str]) -> None:
     """What a type cannot say."""
-    starts: list[tuple[str, str, Literal["sqlite:", "sqlite:///"], str]] = [
-        ("stream.url", settings.stream.url, "sqlite:", "sqlite:FOLDER"),
-        ("tracking.uri", settings.tracking.uri, "sqlite:///", "sqlite:///FILE"),
-    ]
-    for name, value, start, valid in starts:
-        if not value.startswith(start) or value == start or (start == "sqlite:" and value.startswith("sqlite://")):
-            raise ConfigError(f"{places.get(name, name)} = {_toml(value)}: must be {valid}, a path on a local disk")
+    url, uri = settings.stream.url, settings.tracking.uri
+    fault = _url_fault(url)
+    if fault is not None:
+        place = places.get("stream.url", "stream.url")
+        valid = "sqlite:FOLDER, a path on a local disk, or kafka://HOST:PORT[,HOST:PORT...]"
+        raise ConfigError(f"{place} = {_without_login(url)}: must be {valid}{fault}")
+    if not uri.startswith("sqlite:///") or uri == "sqlite:///":
+        place = places.get("tracking.uri", "tracking.uri")
+        raise ConfigError(f"{place} = {_without_login(uri)}: must be sqlite:///FILE, a path on a local disk")
+
+
+def _without_login(url: str) -> str:
+    """An address to be shown: what may be a password is left out."""
+    return _toml(re.sub(":.*@", ":***@", url, flags=re.DOTALL))
+
+
+def _log_kind(settings: Settings) -> Literal["sqlite", "kafka"]:
+    return "kafka" if settings.stream.url.startswith("kafka://") else "sqlite"
+
+
+def _url_fault(url: str) -> str | None:
+    """What is wrong with the log's address, as the end of a line; None where nothing is."""
+    if not url.startswith("kafka://"):
+        good = url.startswith("sqlite:") and url != "sqlite:" and not url.startswith("sqlite://")
+        return None if good else ""
+    if "@" in url:
+        return '; a login stands in [stream.kafka], as "sasl.username" and "sasl.password"'
+    faults = map(_broker_fault, url.removeprefix("kafka://").split(","))
+    return next((f"; {fault}" for fault in faults if fault), None)
+
+
+def _broker_fault(address: str) -> str:
+    """What is wrong with a broker's ``HOST:PORT``; empty where nothing is."""
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        return f"{address!r} has no port" if address else "an address is empty"
+    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        return f"the port {port!r} of {address!r} is no number from 1 to 65535"
+    return "" if _HOST.fullmatch(host) else f"{host!r} is no host name or address (one of IPv6 stands in brackets)"

@@ -17,6 +17,9 @@ from tidemill.errors import Broken, ConfigError
 
 Thing = TypeVar("Thing")
 
+GATE = 'read -r go && exec "$@" </dev/null'
+"""A shell that waits for a line before it becomes what it is to run: without it (who starts it died) nothing runs."""
+
 GUARD_SECONDS_MAX = 3.0
 """How long a new supervisor waits for a dead one's guard, which gives up after 2 s."""
 

@@ -1,12 +1,57 @@
 """The settings: every one with its default and its reason, read once at start, checked once, passed in."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+KafkaValue = str | int | float | bool
+
+KAFKA_OWNED = {
+    "bootstrap.servers": "use stream.url",
+    "metadata.broker.list": "use stream.url",
+    "group.id": "each role is a group of its own",
+    "group.instance.id": "use stream.node",
+    "group.protocol": "only the classic one takes a restarted member back at once",
+    "enable.auto.commit": "a position is committed together with its outputs",
+    "auto.commit.enable": "a position is committed together with its outputs",
+    "enable.auto.offset.store": "a position is committed together with its outputs",
+    "auto.offset.reset": "a position that is lost must be reported, not replaced",
+    "isolation.level": "what was not committed must never be read",
+    "transactional.id": "use stream.delivery and stream.node",
+    "enable.idempotence": "no retry may write a record twice",
+    "enable.partition.eof": "reading up to the end rests on it",
+    "partition.assignment.strategy": "who may commit depends on how partitions move",
+    "partitioner": "the records of a key stay in one partition, whoever writes them",
+}
+"""Settings of librdkafka that a person cannot choose, and why, or what to use instead."""
+
+KAFKA_PATHS = {
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.crl.location",
+    "ssl.key.location",
+    "ssl.keystore.location",
+    "https.ca.location",
+    "sasl.kerberos.keytab",
+    "sasl.oauthbearer.assertion.file",
+    "sasl.oauthbearer.assertion.jwt.template.file",
+    "sasl.oauthbearer.assertion.private.key.file",
+}
+"""Settings of librdkafka that hold the path of a file or folder."""
+
+SECRETS = ("password", "passphrase", "secret", "token", "credential", "key.pem", "jaas", "oauthbearer.config")
+"""A setting of librdkafka with one of these in its name is a secret."""
+
+REFERENCES = ("file:", "env:")
+"""How a value begins that stands in a file or in a variable."""
+
+
+def is_hidden(name: str, value: KafkaValue) -> bool:
+    """Whether a value of ``stream.kafka`` must never be shown: a secret that is not a reference."""
+    return any(word in name for word in SECRETS) and not str(value).startswith(REFERENCES)
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,14 +77,44 @@ class Project(Section, frozen=True):
 class Stream(Section, frozen=True):
     """The log that connects the roles."""
 
-    url: Annotated[Text, Meta(description="sqlite:FOLDER, on a local disk")] = "sqlite:log"
+    url: Annotated[Text, Meta(description="sqlite:FOLDER, on a local disk, or kafka://HOST:PORT[,HOST:PORT...]")] = (
+        "sqlite:log"
+    )
     durability: Annotated[
         Literal["full", "normal"],
-        Meta(description="full survives a power cut; normal only a killed process, and is faster"),
+        Meta(description="sqlite: full survives a power cut; normal only a killed process, and is faster"),
     ] = "full"
     retention_hours: Annotated[
         float, Meta(gt=0, description="of requests, predictions, outcomes and events that every role has read")
     ] = 168.0
+    partitions: Annotated[
+        Count, Meta(description="kafka: of requests, predictions, outcomes and dead letters; the predictors share them")
+    ] = 4
+    replication: Annotated[int, Meta(ge=0, description="kafka: copies of each record; 0 takes the broker's default")] = 0
+    delivery: Annotated[
+        Literal["exactly_once", "at_least_once"],
+        Meta(description="kafka: at_least_once answers sooner, and may answer twice after a crash"),
+    ] = "exactly_once"
+    node: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9._-]{0,100}\Z",
+            description="kafka: this machine's name in the groups; empty takes the host's",
+            extra={"valid": "up to 100 of the characters A-Z, a-z, 0-9, '.', '_' and '-'"},
+        ),
+    ] = ""
+    kafka: Annotated[
+        dict[str, KafkaValue],
+        Meta(description='"NAME" = VALUE, for any setting of librdkafka; a secret as "file:PATH" or "env:VARIABLE"'),
+    ] = {}
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Every field, without secrets."""
+        kafka = {name: "***" if is_hidden(name, value) else value for name, value in self.kafka.items()}
+        return [(name, kafka if name == "kafka" else getattr(self, name)) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        return f"Stream({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 class Predictor(Section, frozen=True):

@@ -21,7 +21,7 @@ from typing import IO, TextIO
 
 from tidemill.clock import SystemClock
 from tidemill.errors import ConfigError
-from tidemill.processes import Guard, RoleRun, present, process_mark, project_lock, run_file, write_run
+from tidemill.processes import GATE, Guard, RoleRun, present, process_mark, project_lock, run_file, write_run
 
 STOP_STAGES = {"monitor": 1, "recorder": 2, "predictor": 3}
 """When a role stops; all others are 0. First who sends work or burns the processor (app, trainer, tracker), then who
@@ -46,9 +46,6 @@ TURN_SECONDS = 0.1
 """How long a death can go unnoticed where its output stays open (a grandchild holds it)."""
 
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
-
-_GATE = 'read -r go && exec "$@" </dev/null'
-"""The shell that becomes the role waits for a line: without it (the supervisor died meanwhile) there is no role."""
 
 
 def backoff(failures: int) -> float:
@@ -220,7 +217,7 @@ class Supervisor:
         """The process first waits at its gate, until the guard knows of it."""
         role.due = None
         role.process = subprocess.Popen(
-            ["/bin/sh", "-c", _GATE, role.name, *role.command],
+            ["/bin/sh", "-c", GATE, role.name, *role.command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from tidemill.tracking.base import Tracker
 
 ROLES = ("predictor", "recorder", "monitor", "trainer", "tracker")
+SHARED = ("requests", "predictions", "outcomes", "dead_letters")
+"""Topics that have as many partitions as the settings say; of the others the order as a whole counts."""
+KEPT = ("retrain", "models", "trials", "journal")
+"""Topics without retention."""
+LETTER_BYTES_MAX = 3_000_000
+"""A dead letter holds a record as large as a broker takes by default, and says what is wrong with it."""
 
 
 class Wiring:
@@ -41,11 +47,32 @@ class Wiring:
     @cached_property
     def log(self) -> Log:
         """The log, with the project's topics in it."""
+        log = self._kafka_log() if self.configuration.log_kind == "kafka" else self._sqlite_log()
+        try:
+            log.create(self._topics())
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def _sqlite_log(self) -> Log:
         from tidemill.log.sqlite import SqliteLog
 
-        log = SqliteLog(self.configuration.log_folder, self.settings.stream.durability)
-        log.create(self._topics())
-        return log
+        return SqliteLog(self.configuration.log_folder, self.settings.stream.durability)
+
+    def _kafka_log(self) -> Log:
+        from tidemill.log.kafka import KafkaLog
+
+        stream = self.settings.stream
+        return KafkaLog(
+            self.configuration.brokers,
+            self.settings.project.name,
+            self.configuration.root / "run" / "slots",
+            settings=self.configuration.kafka_settings(),
+            delivery=stream.delivery,
+            node=stream.node,
+            replication=stream.replication,
+        )
 
     @cached_property
     def lake(self) -> "Lake":
@@ -144,16 +171,17 @@ class Wiring:
         TrackerRole(self.log, self.topics, tracker, self.clock).run(stop)
 
     def _topics(self) -> list[Topic]:
-        kept = {self.topics.retrain, self.topics.models, self.topics.trials, self.topics.journal}
-        hours = self.settings.stream.retention_hours
-        return [
-            Topic(
-                name,
-                retention_seconds=None if name in kept else hours * 3600,
-                compacted=name == self.topics.models,
-            )
-            for name in (getattr(self.topics, field) for field in self.topics.__struct_fields__)
-        ]
+        return [self._topic(field) for field in self.topics.__struct_fields__]
+
+    def _topic(self, field: str) -> Topic:
+        shared = field in SHARED and self.configuration.log_kind == "kafka"
+        return Topic(
+            getattr(self.topics, field),
+            partitions=self.settings.stream.partitions if shared else 1,
+            retention_seconds=None if field in KEPT else self.settings.stream.retention_hours * 3600,
+            compacted=field == "models",
+            bytes_max=LETTER_BYTES_MAX if field == "dead_letters" else None,
+        )
 
 
 def lightgbm() -> Learner:

@@ -681,3 +681,84 @@ def test_a_gap_before_what_the_log_keeps_is_found() -> None:
     due = {(0, offset): (b"",) for offset in (8, 9)}
     check = auditing.table_is_log("requests", rows, due, {0: 10}, {0: (8, 10)})
     assert check.examples == ["3 rows are missing between 0:2 and 0:8"]
+
+
+class Partitions:
+    """A log that somebody else wrote, with as many partitions as its records name; only what an audit reads."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+
+    def follow(self, topic: str) -> Iterator[list[Record]]:
+        yield [record for record in self.records if record.topic == topic]
+        yield []
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        places = [(record.partition, record.offset) for record in self.records if record.topic == topic]
+        return {number: (0, sum(partition == number for partition, _ in places)) for number in (0, 1)}
+
+    def committed(self, group: str) -> dict[tuple[str, int], int]:
+        read = {"predictor": [TOPICS.requests], "recorder": [getattr(TOPICS, table) for table in HOLD_BACK]}
+        return {(topic, number): self.bounds(topic)[number][1] for topic in read.get(group, []) for number in (0, 1)}
+
+
+def scattered_records(world: World, bundle: str) -> list[Record]:
+    """``x`` is sent with one key, then with another; whoever reads the second partition first answers that first. Then its
+    outcomes, in two partitions too.
+    """
+    sent = [(0, 0, "x", 20), (1, 0, "x", 70), (0, 1, "y", 30)]
+    requests = [
+        Record(TOPICS.requests, partition, offset, 5, name.encode(), b'{"age":%d}' % age, ())
+        for partition, offset, name, age in sent
+    ]
+    with world.store.load(bundle) as loaded:
+        due = Answerer(SCHEMA, Decoder(SCHEMA), loaded.encoder, loaded.model.predict).answer([r.value for r in requests])
+    answers = [
+        to_bytes(Prediction(sent[row][2], due.predictions[row], 1, bundle, 5, 5, due.probability[row])) for row in (1, 0, 2)
+    ]
+    predictions = [Record(TOPICS.predictions, 0, place, 5, b"", value, ()) for place, value in enumerate(answers)]
+    outcomes = [(0, 0, "x", "no"), (1, 0, "x", "yes"), (0, 1, "y", "yes")]
+    return [
+        *requests,
+        *predictions,
+        *(Record(TOPICS.outcomes, p, o, 5, name.encode(), to_bytes(Outcome(label)), ()) for p, o, name, label in outcomes),
+    ]
+
+
+def test_what_has_no_order_is_unchecked_not_wrong(tmp_path: Path) -> None:
+    """An id whose records an app scattered over partitions has no first request or outcome; the others are still checked."""
+    world = World(tmp_path)
+    bundle = world.train(1)
+    champion = ModelVersion(1, bundle, bundle, SCHEMA.digest(), "champion", 0, "first", 0, 1)
+    records = scattered_records(world, bundle)
+    log = Partitions([*records, Record(TOPICS.models, 0, 0, 5, b"champion", to_bytes(champion), ())])
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for table in HOLD_BACK:
+        topic = getattr(TOPICS, table)
+        mine = [row_of(table, record) for record in records if record.topic == topic]
+        world.put(table, mine, {f"recorder:{topic}:{number}": end for number, (_, end) in log.bounds(topic).items() if end})
+        rows[table] = [dict(zip(COLUMNS[table], row, strict=True)) for row in mine]
+    observed = [
+        observation(0, rows["requests"][1], rows["predictions"][0], rows["outcomes"][1]),
+        observation(1, rows["requests"][2], rows["predictions"][2], rows["outcomes"][2]),
+    ]
+    ends = {
+        f"monitor:{table}:{number}": end
+        for table in HOLD_BACK[:3]
+        for number, (_, end) in log.bounds(getattr(TOPICS, table)).items()
+        if end
+    }
+    world.put("observations", observed, ends)
+
+    def found() -> Report:
+        return audit(log, TOPICS, world.lake, world.store, labels_wait_ms=WAIT_MS)  # type: ignore[arg-type]
+
+    report = found()
+    assert broken(report) == {}
+    counts = {check.name: (check.checked, check.unchecked) for check in report.checks}
+    assert counts["recomputed"] == (1, 2)
+    assert (counts["observations-join"], counts["observations-all"]) == ((1, 1), (1, 0))
+    assert counts["observations-once"] == (2, 0)
+    world.put("observations", [[2, *observed[1][1:]]], {"somebody": 1})
+    assert "observations-once" in broken(found())
+    world.close()

@@ -89,6 +89,25 @@ def test_a_dead_letter_is_raised_with_its_reason(client: Client) -> None:
     assert (caught.value.reason, caught.value.field, caught.value.detail) == ("wrong_type", "bad", "text for a number")
 
 
+def test_a_dead_letter_is_about_the_request_that_it_names(client: Client, log: Log) -> None:
+    """Not about its key, which of a CloudEvent is any bytes; one that names none is about nobody's request."""
+    found: list[BadRecord] = []
+
+    def ask() -> None:
+        with pytest.raises(BadRecord) as caught:
+            client.predict({"age": 1}, request_id="mine", timeout=60)
+        found.append(caught.value)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_for(lambda: read_all(log, TOPICS.requests))
+    for key, name, reason in ((b"mine", b"other", b"not_mine"), (b"mine", b"", b"nobodys"), (b"\xff", b"mine", b"mine")):
+        headers = (("request_id", b"mine"), ("topic", TOPICS.requests.encode()), ("request_id", name), ("reason", reason))
+        log.append([Message(TOPICS.dead_letters, b"{}", key, headers)])
+    thread.join(timeout=60)
+    assert [error.reason for error in found] == ["mine"]
+
+
 @pytest.mark.usefixtures("echo")
 def test_predict_many_keeps_the_order_and_marks_bad_rows(client: Client, log: Log) -> None:
     """Answers stand where their rows stood; a row that cannot be sent or was refused does not fail the others."""

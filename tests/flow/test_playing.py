@@ -171,6 +171,23 @@ def test_a_stopped_replay_goes_on_where_it_was(log: Log, options: dict[str, Any]
     assert (again.sent, again.outcomes, again.skipped_requests) == (0, 0, ROWS)
 
 
+def test_what_others_sent_is_not_taken_for_its_own(log: Log) -> None:
+    """Another service's CloudEvents may bear keys that look like a row's id; those that bear its id are its own."""
+    event = (("ce_id", b"another"),)
+    mine = (("ce_id", b"rows-1"),)
+    log.append(
+        [Message(TOPICS.requests, b'{"age": 0}', b"rows-0", event), Message(TOPICS.requests, b'{"age": 1}', b"x", mine)]
+    )
+    log.append([Message(TOPICS.outcomes, b'{"outcome": 1}', None, (*event, ("ce_subject", b"rows-1")))])
+    letter = (("topic", TOPICS.requests.encode()), ("request_id", b"another"), ("reason", b"not_json"))
+    log.append(
+        [Message(TOPICS.dead_letters, b"", b"rows-2", letter), Message(TOPICS.requests, b"", b"rows-3", (("ce_id", b""),))]
+    )
+    summary = play(log, limit=4, answer_wait=0.1).run(threading.Event())
+    assert (summary.skipped_requests, summary.skipped_outcomes, summary.sent, summary.outcomes) == (1, 1, 3, 3)
+    assert keys(log, TOPICS.requests)[3:] == ids([0, 2, 3])
+
+
 def test_without_a_predictor_it_ends(log: Log) -> None:
     """Nobody answers: after ``answer_wait`` the outcomes leave all the same, and the rest is counted as unanswered."""
     summary = play(log, limit=20, answer_wait=0.2).run(threading.Event())

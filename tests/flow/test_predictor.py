@@ -280,6 +280,65 @@ def test_without_an_id_a_request_is_refused_where_ids_are_required(world: World)
     assert letter.key is None
 
 
+def test_cloud_events_are_answered_under_their_own_ids(world: World) -> None:
+    """Whatever the key is; one sent twice is answered twice; a bad id or time, or an envelope, is refused."""
+    world.announce(world.first, 1)
+    event = (("ce_id", b"event-1"), ("ce_time", b"2026-01-02T03:04:05Z"), ("tracestate", b"a=1"), ("traceparent", b"00-1"))
+    world.send(request(0), "customer-7", event)
+    world.send(request(0), b"\xff", event)
+    world.send(request(1), None, (("ce_id", b"event-2"),))
+    for bad in (("ce_id", b""), ("ce_time", b"yesterday"), ("content-type", b"application/cloudevents+json")):
+        world.send(request(2), "customer-7", (*event, bad))
+    with world.predictor(require_id=True):
+        answers = world.answers(3)
+    records = read_all(world.log, TOPICS.predictions)
+    assert [answer.request_id for answer in answers] == ["event-1", "event-1", "event-2"]
+    assert [record.key for record in records] == [b"event-1", b"event-1", b"event-2"]
+    assert [scores(answer) for answer in answers] == world.expected(world.first, [request(0), request(0), request(1)])
+    assert records[0].headers == (("tracestate", b"a=1"), ("traceparent", b"00-1"))
+    letters = [(letter, dict(letter.headers)) for letter in read_all(world.log, TOPICS.dead_letters)]
+    assert [(said["offset"], said["reason"], said["field"], said["request_id"]) for _, said in letters] == [
+        (b"3", b"bad_id", b"ce_id", b""),
+        (b"4", b"bad_time", b"ce_time", b"event-1"),
+        (b"5", b"wrong_type", b"content-type", b"event-1"),
+    ]
+    assert {(letter.key, letter.value) for letter, _ in letters} == {(b"customer-7", request(2))}
+    assert {letter.headers[:4] for letter, _ in letters} == {event}
+
+
+def test_a_dead_letter_keeps_the_headers_of_its_request(world: World) -> None:
+    """The trace too, so that a failure can be followed; a header that bears one of our names does not count."""
+    world.announce(world.first, 1)
+    trace = (("traceparent", b"00-1"), ("tracestate", b"a=1"))
+    spoofed = tuple((name, b"spoofed") for name in ("topic", "partition", "offset", "request_id", "reason", "role"))
+    world.send(b'{"age": []}', "bad", (*trace, *spoofed))
+    world.send(b'{"age": []}', None, trace)
+    world.send(b"[]", "large", (("x", b"y" * 70_000),))
+    with world.predictor():
+        letters = world.wait(TOPICS.dead_letters, lambda found: len(found) == 3)
+    assert letters[0].headers[:8] == (*trace, *spoofed)
+    assert [dict(letter.headers)["request_id"] for letter in letters] == [
+        b"bad",
+        f"{TOPICS.requests}-0-1".encode(),
+        b"large",
+    ]
+    first, second, large = (dict(letter.headers) for letter in letters)
+    assert (first["topic"], first["offset"], first["reason"]) == (TOPICS.requests.encode(), b"0", b"wrong_type")
+    assert first["traceparent"] == second["traceparent"] == b"00-1"
+    assert "x" not in large
+    assert b"its own 1 headers, 70003 bytes, were left out" in large["detail"]
+
+
+def test_a_trace_that_would_outgrow_its_answer_is_dropped(world: World) -> None:
+    """The request is answered all the same, so that it can stop nobody."""
+    world.announce(world.first, 1)
+    world.send(request(0), "large", (("traceparent", b"00-1"), ("tracestate", b"a" * 8192)))
+    world.send(request(0), "good", (("traceparent", b"00-1"), ("tracestate", b"a" * 8000)))
+    with world.predictor():
+        world.answers(2)
+    assert [len(record.headers) for record in read_all(world.log, TOPICS.predictions)] == [0, 2]
+
+
 def test_unseen_missing_reordered_and_extra_fields_are_answered_and_counted(world: World) -> None:
     """None of them stops the predictor (defects c and d of the original program)."""
     world.announce(world.first, 1)

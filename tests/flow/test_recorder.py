@@ -159,6 +159,45 @@ def test_a_request_that_cannot_be_answered_is_still_a_fact(log: SqliteLog, lake:
     assert read_all(log, TOPICS.dead_letters) == []
 
 
+def test_cloud_events_are_recorded_under_the_ids_that_they_name(log: SqliteLog, lake: Lake) -> None:
+    """Of a request its own id and time, of an outcome its subject and time; a request with a bad id under its place."""
+    event = (("ce_id", b"event-1"), ("ce_time", b"2026-01-02T03:04:05Z"))
+    told = (("ce_id", b"event-2"), ("ce_time", b"7"))
+    log.append(
+        [
+            Message(TOPICS.requests, b"{}", b"customer-7", event),
+            Message(TOPICS.requests, b"{}", b"customer-7", (*event, ("ce_id", b""), ("time", b"9"))),
+            Message(TOPICS.outcomes, b'{"outcome": "yes"}', None, (*told, ("ce_subject", b"event-1"))),
+            Message(TOPICS.outcomes, b'{"outcome": "no", "time": 8}', b"event-1", told),
+            Message(TOPICS.outcomes, b'{"outcome": "no"}', None, told),
+            Message(TOPICS.outcomes, b'{"outcome": "perhaps"}', None, (*told, ("ce_subject", b"event-1"))),
+        ]
+    )
+    record_everything(log, lake)
+    record_everything(log, lake)
+    requests = lake.read(lake.scan("requests")).sort("offset")
+    assert requests["request_id"].to_list() == ["event-1", f"{TOPICS.requests}-0-1"]
+    assert requests["event_at"].to_list() == [1767323045000, 9]
+    outcomes = lake.read(lake.scan("outcomes")).sort("offset")
+    assert outcomes.select("request_id", "outcome", "outcome_at").rows() == [("event-1", '"yes"', 7), ("event-1", '"no"', 8)]
+    letters = [dict(letter.headers) for letter in read_all(log, TOPICS.dead_letters)]
+    assert [(said["offset"], said["reason"], said["request_id"]) for said in letters] == [
+        (b"2", b"missing_id", b""),
+        (b"3", b"unknown_class", b"event-1"),
+    ]
+    assert all(said["ce_id"] == b"event-2" for said in letters)
+
+
+def test_a_dead_letter_is_recorded_as_its_role_wrote_it(log: SqliteLog, lake: Lake) -> None:
+    """Headers of the bad record that bear the names of ours change nothing."""
+    names = ("topic", "partition", "offset", "role", "reason", "field", "detail", "request_id")
+    log.append([Message(TOPICS.outcomes, b"{}", b"r0", tuple((name, b"77") for name in names))])
+    record_everything(log, lake)
+    row = lake.read(lake.scan("dead_letters")).row(0, named=True)
+    assert (row["topic"], row["source_partition"], row["source_offset"]) == (TOPICS.outcomes, 0, 0)
+    assert (row["role"], row["reason"], row["field"]) == ("recorder", "missing_outcome", "outcome")
+
+
 def test_a_deleted_lake_is_rebuilt_without_new_dead_letters(log: SqliteLog, lake: Lake, tmp_path: Path) -> None:
     """The log is the truth: the same rows come again, what was said about bad ones is not said twice."""
     send(log, 10)

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tidemill.configuration import Configuration, describe, load, make_settings, render
+from tidemill.configuration import Configuration, describe, digest, load, make_settings, render
 from tidemill.core.inference import Choices
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import ConfigError
 from tidemill.new_project import NewProject, init_project
 from tidemill.schema_file import read_schema, render_schema
-from tidemill.settings import Project, Settings, Tune
+from tidemill.settings import KAFKA_OWNED, KafkaValue, Project, Settings, Stream, Tune
 
 SCHEMA = Schema(
     (
@@ -29,6 +31,8 @@ SCHEMA = Schema(
     (("job", "sex"),),
 )
 TOML = '[project]\nname = "adult"\ndata = "adult.csv"\n'
+KAFKA_URL = TOML + '[stream]\nurl = "kafka://localhost:9092"\n'
+KAFKA = KAFKA_URL + "[stream.kafka]\n"
 
 
 def project(folder: Path, toml: str = TOML, schema: str | None = None) -> Path:
@@ -330,3 +334,355 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
         make(tmp_path, directory=tmp_path / "file" / "project")
     assert pl.read_csv(tmp_path / "data.csv").height == 4
+
+
+@pytest.mark.parametrize(
+    "brokers",
+    [
+        "localhost:9092",
+        "10.0.0.1:1",
+        "a.b-c.example.:65535,broker_2:9093",
+        "[::1]:9092",
+        "[fe80::1%eth0]:9092,[::ffff:1.2.3.4]:1",
+    ],
+)
+def test_an_address_is_all_that_kafka_needs(tmp_path: Path, brokers: str) -> None:
+    """``kafka://`` and one or more brokers: every other setting has its default."""
+    configuration = load(project(tmp_path), {"TIDEMILL_STREAM__URL": f"kafka://{brokers}"})
+    assert (configuration.log_kind, configuration.brokers) == ("kafka", brokers)
+    stream = configuration.settings.stream
+    assert (stream.partitions, stream.replication, stream.delivery, stream.node) == (4, 0, "exactly_once", "")
+    assert configuration.kafka_settings() == {}
+    assert load(tmp_path, {}).log_kind == "sqlite"
+
+
+def test_what_one_kind_of_log_has_is_refused_for_another(tmp_path: Path) -> None:
+    """A folder or brokers that the log does not have are one clear line, which names the setting and its origin."""
+    kafka = load(project(tmp_path), {"TIDEMILL_STREAM__URL": "kafka://a:1"})
+    with pytest.raises(ConfigError) as caught:
+        _ = kafka.log_folder
+    assert str(caught.value) == 'stream.url = "kafka://a:1" (TIDEMILL_STREAM__URL): this is for a sqlite: log only'
+    with pytest.raises(ConfigError, match=r'"sqlite:log" \(default\): this is for a kafka: log only'):
+        _ = load(tmp_path, {}).brokers
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("kafka://", "; an address is empty"),
+        ("kafka://a:1,", "; an address is empty"),
+        ("kafka://a", "; 'a' has no port"),
+        ("kafka://a:1,b", "; 'b' has no port"),
+        ("kafka://[::1]", "; '[::1]' has no port"),
+        ("kafka://a:", "; the port '' of 'a:' is no number from 1 to 65535"),
+        ("kafka://a:0", "; the port '0' of 'a:0' is no number"),
+        ("kafka://a:65536", "; the port '65536' of"),
+        ("kafka://a:9092/requests", "; the port '9092/requests' of"),
+        ("kafka://a:9092 ", "; the port '9092 ' of"),
+        ("kafka://a:١", "; the port '١' of"),
+        ("kafka://a:1, b:2", "; ' b' is no host name or address"),
+        ("kafka://:9092", "; '' is no host name or address"),
+        ("kafka://::1:9092", "; '::1' is no host name or address (one of IPv6 stands in brackets)"),
+        ("kafka://[a]:9092", "; '[a]' is no host name or address"),
+        ("kafka://a:1,kafka://b:1", "; 'kafka://b' is no host name or address"),
+        ("kafka:a:9092", ""),
+        ("KAFKA://a:9092", ""),
+        ("a:9092", ""),
+        ("sqlite://log", ""),
+        ("sqlite:///log", ""),
+    ],
+)
+def test_wrong_addresses_are_one_clear_line(tmp_path: Path, url: str, fault: str) -> None:
+    """The line shows the address, both valid forms, and what is wrong with which broker."""
+    line = refusal(project(tmp_path), {"TIDEMILL_STREAM__URL": url})
+    valid = "must be sqlite:FOLDER, a path on a local disk, or kafka://HOST:PORT[,HOST:PORT...]"
+    assert f"variable TIDEMILL_STREAM__URL = {json.dumps(url, ensure_ascii=False)}: {valid}{fault}" in line
+    assert bool(fault) == (valid + ";" in line)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("STREAM__URL", "kafka://me:hunter2@a:9092"),
+        ("STREAM__URL", "kafka://me:hunter2,x@a:9092,b:1"),
+        ("STREAM__URL", "kafka://me:x\nhunter2@a:9092"),
+        ("STREAM__URL", "amqp://me:hunter2@a"),
+        ("TRACKING__URI", "postgresql://me:hunter2@a/b"),
+    ],
+)
+def test_a_login_in_an_address_is_not_shown(tmp_path: Path, name: str, url: str) -> None:
+    """A password that stands where none belongs is refused without being repeated."""
+    line = refusal(project(tmp_path), {f"TIDEMILL_{name}": url})
+    assert "hunter2" not in line
+    assert ("a login stands in [stream.kafka]" in line) == url.startswith("kafka")
+
+
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ("partitions = 0", "stream.partitions = 0: must be a whole number from 1 on"),
+        ("replication = -1", "stream.replication = -1: must be a whole number from 0 on"),
+        ("delivery = 'at_most_once'", 'stream.delivery = \'at_most_once\': must be "at_least_once" or "exactly_once"'),
+        ("node = 'a b'", "stream.node = 'a b': must be up to 100 of the characters A-Z, a-z, 0-9, '.', '_' and '-'"),
+        ('node = "a\\n"', "stream.node = 'a\\n': must be"),
+        ("kafka = 3", "DIR/tidemill.toml: stream.kafka must be a table: write [stream.kafka] and its settings below"),
+        ("kafka = [{}]", "stream.kafka must be a table"),
+        ("kafkas = 3", "stream.kafkas: unknown setting; did you mean 'kafka'?"),
+    ],
+)
+def test_mistakes_in_the_settings_of_kafka_are_one_clear_line(tmp_path: Path, toml: str, expected: str) -> None:
+    """Every mistake names the setting, the file, and what would be valid."""
+    assert expected in refusal(project(tmp_path, KAFKA_URL + toml))
+
+
+@pytest.mark.parametrize("name", KAFKA_OWNED)
+def test_settings_of_librdkafka_that_tidemill_needs_are_refused(tmp_path: Path, name: str) -> None:
+    """The line says which one and why, or what to use instead; the name of the client is free."""
+    said = f"tidemill sets {name} itself: {KAFKA_OWNED[name]}"
+    line = refusal(project(tmp_path, f'{KAFKA}"client.id" = "me"\n"{name}" = "x"\n'))
+    assert line == f'DIR/tidemill.toml: stream.kafka."{name}": {said}'
+    variable = f"TIDEMILL_STREAM__KAFKA__{name.replace('.', '_').upper()}"
+    assert refusal(project(tmp_path), {variable: "x"}) == f"variable {variable}: {said}"
+    with pytest.raises(ConfigError, match=f"{name}: {said}"):
+        make_settings({"project.name": "a", "project.data": "b", f"stream.kafka.{name}": "x"})
+
+
+def test_the_settings_that_tidemill_needs() -> None:
+    """What would break exactly-once, order, or the groups is on the list, by each name that librdkafka knows it by."""
+    needed = "bootstrap.servers metadata.broker.list group.id group.instance.id group.protocol enable.auto.commit"
+    needed += " auto.commit.enable enable.auto.offset.store auto.offset.reset isolation.level transactional.id"
+    needed += " enable.idempotence enable.partition.eof partition.assignment.strategy partitioner"
+    assert set(needed.split()) == KAFKA_OWNED.keys()
+
+
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ("retries = nan", 'DIR/tidemill.toml: stream.kafka."retries": must be a text, a number, or true or false'),
+        ('"sasl.password" = ["hunter2"]', 'stream.kafka."sasl.password": must be a text, a number, or true or false'),
+        ('"sasl.password" = 2026-01-01', 'stream.kafka."sasl.password": must be a text, a number, or true or false'),
+        (
+            'security.protocol = "hunter2"',
+            'DIR/tidemill.toml: stream.kafka."security" is a table: a name with dots stands in quotes, '
+            '"security.protocol" = ...',
+        ),
+        ('ssl.ca.location = "hunter2"', 'stands in quotes, "ssl.ca.location" = ...'),
+        ('"sasl.password" = {}', 'stream.kafka."sasl.password" is a table: a name with dots stands in quotes'),
+        ('"SASL.password" = "hunter2"', 'stream.kafka."SASL.password": no setting of librdkafka: their names are of a-z'),
+        ('"a\\nb" = "hunter2"', 'stream.kafka."a\\nb": no setting of librdkafka'),
+        ('"" = "hunter2"', 'stream.kafka."": no setting of librdkafka'),
+        ('"sasl.password" = "file:"', '"sasl.password" = "file:": must be file:PATH or env:VARIABLE'),
+        ('"sasl.password" = "env:"', '"sasl.password" = "env:": must be file:PATH or env:VARIABLE'),
+        ('"ssl.key.location" = "file:key.pem"', '"ssl.key.location": must be the path itself, without file:'),
+    ],
+)
+def test_mistakes_in_settings_of_librdkafka_are_one_clear_line(tmp_path: Path, toml: str, expected: str) -> None:
+    """The line names the setting and the file, and never shows a value that may be a secret."""
+    line = refusal(project(tmp_path, KAFKA + toml))
+    assert expected in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ("TIDEMILL_STREAM__KAFKA", ": must name one of its settings, as in TIDEMILL_STREAM__KAFKA__SECURITY_PROTOCOL"),
+        ("TIDEMILL_STREAM__KAFKA__", ": must name one of its settings"),
+        ("TIDEMILL_STREAM__KAFKA__SASL__PASSWORD", ": no setting of librdkafka"),
+        ("TIDEMILL_STREAM__KAFKA_SASL_PASSWORD", ": unknown setting; there are URL"),
+        ("TIDEMILL_KAFKA__SASL_PASSWORD", ": unknown section"),
+        ("TIDEMILL_TUNE__KAFKA__SASL_PASSWORD", ": unknown setting; there are LEARNER"),
+    ],
+)
+def test_mistakes_in_variables_of_librdkafka_are_one_clear_line(tmp_path: Path, variable: str, expected: str) -> None:
+    """The line names the variable, and never shows its value."""
+    line = refusal(project(tmp_path), {variable: "hunter2"})
+    assert f"variable {variable}{expected}" in line
+    assert "hunter2" not in line
+
+
+def test_settings_of_librdkafka_come_from_the_file_and_from_variables(tmp_path: Path) -> None:
+    """They keep their types in the file, are texts from variables, and each knows where it is from."""
+    toml = '"security.protocol" = "SASL_SSL"\n"linger.ms" = 0.5\nretries = 3\n"socket.keepalive.enable" = true\n'
+    environ = {"TIDEMILL_STREAM__KAFKA__SASL_PASSWORD": "Hunter_2", "TIDEMILL_STREAM__KAFKA__RETRIES": "007"}
+    configuration = load(project(tmp_path, KAFKA + toml), environ)
+    assert configuration.settings.stream.kafka == {
+        "security.protocol": "SASL_SSL",
+        "linger.ms": 0.5,
+        "retries": "007",
+        "socket.keepalive.enable": True,
+        "sasl.password": "Hunter_2",
+    }
+    assert configuration.kafka_settings({}) == configuration.settings.stream.kafka
+    rows = [row for row in describe(configuration) if row[0].startswith("stream.kafka")]
+    assert rows == [
+        ('stream.kafka."security.protocol"', '"SASL_SSL"', "tidemill.toml"),
+        ('stream.kafka."linger.ms"', "0.5", "tidemill.toml"),
+        ('stream.kafka."retries"', '"007"', "TIDEMILL_STREAM__KAFKA__RETRIES"),
+        ('stream.kafka."socket.keepalive.enable"', "true", "tidemill.toml"),
+        ('stream.kafka."sasl.password"', "***", "TIDEMILL_STREAM__KAFKA__SASL_PASSWORD"),
+    ]
+    assert {name for name, _, _ in describe(configuration)} == configuration.origins.keys()
+    assert ("stream.kafka", "{}", "default") in describe(load(project(tmp_path, KAFKA), {}))
+
+
+def test_settings_of_librdkafka_given_to_init(tmp_path: Path) -> None:
+    """``--set`` takes them with and without quotes, as texts, and the new project has them."""
+    overrides = {
+        "stream.url": "kafka://a:1",
+        "stream.kafka.sasl.username": "me",
+        'stream.kafka."sasl.password"': "file:kafka.password",
+    }
+    stream = make(tmp_path, overrides=overrides).configuration.settings.stream
+    assert stream == Stream(url="kafka://a:1", kafka={"sasl.username": "me", "sasl.password": "file:kafka.password"})
+    with pytest.raises(ConfigError, match=r"stream\.kafka: must name one of its settings, as in stream\.kafka\.security"):
+        make_settings({"project.name": "a", "project.data": "b", "stream.kafka": "x"})
+
+
+def test_a_value_may_stand_in_a_file_or_in_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read when it is asked for, from the project's folder, without the end of its last line."""
+    toml = '"sasl.password" = "file:kafka.password"\n"ssl.key.password" = "env:KEY"\n"sasl.username" = "file:/no"\n'
+    configuration = load(project(tmp_path, KAFKA + toml), {"TIDEMILL_STREAM__KAFKA__SASL_USERNAME": "env:WHO"})
+    (tmp_path / "kafka.password").write_bytes(" é=hünter\n2\r\n".encode())
+    environ = {"KEY": " k\n", "WHO": "me"}
+    resolved = {"sasl.password": " é=hünter\n2", "ssl.key.password": " k\n", "sasl.username": "me"}
+    assert configuration.kafka_settings(environ) == resolved
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir("/")
+    assert configuration.kafka_settings() == resolved
+    shown = {name: value for name, value, _ in describe(configuration)}
+    assert shown['stream.kafka."sasl.password"'] == '"file:kafka.password"'
+    assert shown['stream.kafka."ssl.key.password"'] == '"env:KEY"'
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("file:none", 'DIR/none: cannot be read: No such file or directory (stream.kafka."sasl.password" names it)'),
+        ("file:.", "DIR: cannot be read: Is a directory"),
+        ("file:bytes", 'DIR/bytes: not a text in UTF-8 (stream.kafka."sasl.password" names it)'),
+        ("file:a\\u0000b", "not a text in UTF-8"),
+        ("env:NONE", 'variable NONE is not set (stream.kafka."sasl.password" names it)'),
+    ],
+)
+def test_a_value_that_is_not_where_it_should_be_is_one_clear_line(tmp_path: Path, reference: str, expected: str) -> None:
+    """The line names the file or the variable, and the setting; the project itself still loads."""
+    configuration = load(project(tmp_path, f'{KAFKA}"sasl.password" = "{reference}"\n'), {})
+    (tmp_path / "bytes").write_bytes(b"hunter2\xff")
+    with pytest.raises(ConfigError) as caught:
+        configuration.kafka_settings({"OTHER": "hunter2"})
+    line = str(caught.value).replace(str(tmp_path), "DIR")
+    assert expected in line
+    assert "\n" not in line
+    assert "hunter2" not in line
+
+
+def test_paths_of_librdkafka_are_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths start at the project's folder; absolute ones, and words that are no path, stay."""
+    toml = """
+        "ssl.ca.location" = "ca.pem"
+        "ssl.certificate.location" = "tls/me.pem"
+        "ssl.key.location" = "/far/key.pem"
+        "ssl.keystore.location" = "env:STORE"
+        "https.ca.location" = "probe"
+        "ssl.crl.location" = ""
+        "sasl.username" = "tls/me"
+    """
+    monkeypatch.chdir(project(tmp_path, KAFKA + toml))
+    assert load(Path("."), {}).kafka_settings({"STORE": "store.p12"}) == {
+        "ssl.ca.location": f"{tmp_path}/ca.pem",
+        "ssl.certificate.location": f"{tmp_path}/tls/me.pem",
+        "ssl.key.location": "/far/key.pem",
+        "ssl.keystore.location": f"{tmp_path}/store.p12",
+        "https.ca.location": "probe",
+        "ssl.crl.location": "",
+        "sasl.username": "tls/me",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sasl.password",
+        "ssl.key.password",
+        "ssl.keystore.password",
+        "ssl.key.pem",
+        "sasl.oauthbearer.client.secret",
+        "sasl.oauthbearer.assertion.private.key.pem",
+        "sasl.oauthbearer.assertion.private.key.passphrase",
+        "sasl.oauthbearer.config",
+        "sasl.jaas.config",
+        "some.token",
+    ],
+)
+def test_secrets_are_not_shown(tmp_path: Path, name: str) -> None:
+    """Neither the list of settings nor a traceback holds a secret, whatever its type; the digest does not depend on it."""
+    configuration = load(project(tmp_path, f'{KAFKA}"{name}" = "hunter2"\n"client.id" = "me"\n'), {})
+    shown = {setting: value for setting, value, _ in describe(configuration)}
+    assert shown[f'stream.kafka."{name}"'] == "***"
+    assert shown['stream.kafka."client.id"'] == '"me"'
+    stream = configuration.settings.stream
+    for text in (repr(configuration), repr(stream), str(stream), repr(stream.__rich_repr__())):
+        assert "hunter2" not in text
+        assert f"'{name}': '***', 'client.id': 'me'" in text
+    assert configuration.digest == load(project(tmp_path, KAFKA), {}).digest
+    number = load(project(tmp_path, f'{KAFKA}"{name}" = 12345\n'), {})
+    assert "12345" not in repr(number) + repr(describe(number))
+
+
+def test_a_stream_is_shown_as_what_makes_it() -> None:
+    """Where there is no secret, the text of a stream is the call that makes the same one."""
+    stream = Stream(url="kafka://a:1", node="n", kafka={"linger.ms": 5, "sasl.password": "file:p"})
+    assert eval(repr(stream)) == stream
+
+
+def test_the_digest_of_a_sqlite_log_is_of_what_it_heeds(tmp_path: Path) -> None:
+    """Settings of Kafka do not touch it: it is the one that a project had before there were any."""
+    settings = load(project(tmp_path), {}).settings
+    values = msgspec.to_builtins(settings)
+    values["stream"] = {key: values["stream"][key] for key in ("url", "durability", "retention_hours")}
+    assert digest(settings) == hashlib.sha256(msgspec.json.encode(values)).hexdigest()
+    assert load(tmp_path, {"TIDEMILL_STREAM__PARTITIONS": "8"}).digest == digest(settings)
+    assert load(tmp_path, {"TIDEMILL_STREAM__DURABILITY": "normal"}).digest != digest(settings)
+
+
+def test_the_digest_of_a_kafka_log_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    """A machine's name and the settings of its client are not in it, what the topics and answers depend on is."""
+    folder = project(tmp_path, KAFKA_URL)
+    one = load(folder, {"TIDEMILL_STREAM__NODE": "one", "TIDEMILL_STREAM__KAFKA__SASL_PASSWORD": "a"})
+    assert one.digest == load(folder, {"TIDEMILL_STREAM__NODE": "two"}).digest
+    for key, value in {"URL": "kafka://b:1", "PARTITIONS": "8", "REPLICATION": "3", "DELIVERY": "at_least_once"}.items():
+        assert one.digest != load(folder, {f"TIDEMILL_STREAM__{key}": value}).digest
+
+
+def test_the_rendered_table_of_librdkafka(tmp_path: Path) -> None:
+    """It follows ``[stream]``: a commented example that is valid as it stands, or what was set, names in quotes."""
+    text = render(Settings(project=Project(name="a", data="b")))
+    before, found, after = text.partition("[stream.kafka]")
+    assert found
+    assert before.rpartition("\n[")[2].startswith("stream]")
+    example = [line for line in after.partition("\n[")[0].splitlines()[1:] if line]
+    assert 1 <= len(example) <= 4
+    assert all(line.startswith('# "') for line in example)
+    lively = "\n".join(line.removeprefix("# ") for line in example)
+    kafka = load(project(tmp_path, KAFKA + lively), {}).settings.stream.kafka
+    assert kafka["sasl.password"] == "file:kafka.password"
+    text = render(Settings(project=Project(name="a", data="b"), stream=Stream(kafka=kafka)))
+    assert '\n"security.protocol" = "SASL_SSL"\n' in text
+    assert '# "' not in text.partition("[stream.kafka]")[2].partition("\n")[2]
+    assert tomllib.loads(text)["stream"]["kafka"] == kafka
+
+
+names = st.from_regex(r"[a-z0-9_]{1,8}(\.[a-z0-9_]{1,8}){0,2}", fullmatch=True).filter(lambda name: name not in KAFKA_OWNED)
+kafka_values = st.one_of(st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False))
+
+
+@hypothesis_settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(names, kafka_values.filter(lambda value: value not in ("file:", "env:")), max_size=4))
+def test_any_settings_of_librdkafka_survive_the_file(tmp_path: Path, kafka: dict[str, KafkaValue]) -> None:
+    """Whatever they hold, rendering and loading gives them back, each of its own type."""
+    settings = Settings(project=Project(name="a", data="b"), stream=Stream(kafka=kafka))
+    again = load(project(tmp_path, render(settings)), {}).settings
+    assert again == settings
+    assert [type(value) for value in again.stream.kafka.values()] == [type(value) for value in kafka.values()]

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from tidemill.core.decoding import Decoder, deadline, event_time, parse_time, request_id
+from tidemill.core.decoding import (
+    Decoder,
+    check_content,
+    deadline,
+    event_time,
+    outcome_id,
+    outcome_time,
+    parse_time,
+    request_id,
+    request_id_or_place,
+)
 from tidemill.core.inspection import REASONS
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BadRecord, ConfigError
@@ -173,6 +183,70 @@ def test_a_bad_key_is_told(bad: dict[str, Any]) -> None:
     """An id that other programs could not hold is refused before it spreads."""
     with pytest.raises(BadRecord, match=bad["reason"]):
         request_id(bad["key"].encode("latin-1"), "t", 0, 0, require_id=False)
+
+
+def test_the_id_of_a_cloud_event_is_the_request_id() -> None:
+    """The key then only chooses the partition, whatever its bytes are; of two headers the last counts, none other does."""
+    event = [("ce_id", b"first"), ("ce_source", b"/shop"), ("ce_id", "é-1".encode()), ("content-type", b"application/json")]
+    for key in (None, b"customer-7", b"", b"\xff\0", b"k" * 9999):
+        for require in (True, False):
+            assert request_id(key, "t", 0, 7, require, event) == "é-1"
+        assert request_id_or_place(key, "t", 0, 7, event) == "é-1"
+    others = [("CE_ID", b"x"), ("ce-id", b"x"), ("ce_id ", b"x"), ("id", b"x"), ("ce_subject", b"x"), ("request_id", b"x")]
+    assert request_id(b"key", "t", 0, 7, False, others) == "key"
+    assert request_id(None, "t", 0, 7, False, others) == "t-0-7"
+    with pytest.raises(BadRecord, match="missing_id"):
+        request_id(None, "t", 0, 7, True, others)
+
+
+@pytest.mark.parametrize("name", [b"", b"\xff", b"a\0b", b"i" * 513])
+def test_a_bad_id_of_a_cloud_event_is_told(name: bytes) -> None:
+    """Like a bad key, with the header's name; a good key does not heal it. What is recorded has its place for an id."""
+    for key in (b"good", None):
+        with pytest.raises(BadRecord, match="bad_id in 'ce_id'"):
+            request_id(key, "t", 0, 7, False, [("ce_id", name)])
+        assert request_id_or_place(key, "t", 0, 7, [("ce_id", name)]) == "t-0-7"
+        with pytest.raises(BadRecord, match="bad_id"):
+            outcome_id(name)
+    with pytest.raises(BadRecord, match="bad_id in 'ce_subject'"):
+        outcome_id(None, [("ce_subject", name)])
+    assert request_id_or_place(name, "t", 0, 7, ()) == "t-0-7"
+    assert request_id(b"i" * 512, "t", 0, 7, True, [("ce_id", b"j" * 512)]) == "j" * 512
+
+
+def test_an_outcome_is_about_its_key_or_its_subject() -> None:
+    """An outcome's ``ce_id`` names the outcome, not the request."""
+    event = [("ce_id", b"told-1"), ("ce_subject", b"other"), ("ce_subject", b"asked-1")]
+    assert outcome_id(None, event) == "asked-1"
+    assert outcome_id(b"asked-2", event) == "asked-2"
+    for headers in ((), [("ce_id", b"told-1")], [("subject", b"x")]):
+        with pytest.raises(BadRecord, match="missing_id"):
+            outcome_id(None, headers)
+
+
+def test_the_time_of_a_cloud_event_stands_in_for_the_header_time() -> None:
+    """``time`` wins; what does not count is not judged, what does is."""
+    event = [("ce_time", b"1"), ("ce_time", b"2026-01-02T03:04:05Z")]
+    assert event_time(event, 5) == outcome_time(event) == 1767323045000
+    assert event_time([*event, ("time", b"7")], 5) == 7
+    assert event_time([("time", b"7"), ("ce_time", b"yesterday")], 5) == 7
+    assert outcome_time([("time", b"7")]) is None
+    assert event_time([("ce_time_", b"7")], 5) == 5
+    for bad in (b"yesterday", b"", b"\xff", b"2026-01-02T03:04:05"):
+        for read in (lambda headers: event_time(headers, 5), outcome_time):
+            with pytest.raises(BadRecord, match="bad_time in 'ce_time'"):
+                read([("ce_time", bad)])
+
+
+@pytest.mark.parametrize(
+    "content", [b"application/cloudevents+json", b"Application/CloudEvents+JSON; charset=UTF-8", b"application/cloudevents"]
+)
+def test_a_cloud_event_in_structured_mode_is_refused(content: bytes) -> None:
+    """Read as a request its envelope would be one in which every feature is missing; as an outcome, one without a label."""
+    with pytest.raises(BadRecord, match="wrong_type in 'content-type'"):
+        check_content([("ce_id", b"1"), ("content-type", content)])
+    for other in ((), [("content-type", b"application/json")], [("content-type", b"\xff")], [("x", content)]):
+        check_content(other)
 
 
 @pytest.mark.parametrize(

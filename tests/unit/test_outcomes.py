@@ -86,6 +86,23 @@ def test_an_outcome_may_say_when_it_became_true() -> None:
     assert decode_outcome(b"a", b'{"outcome": 1, "time": null}', NUMBERS).time is None
 
 
+def test_an_outcome_may_come_as_a_cloud_event() -> None:
+    """Its time counts where the value has none, its subject where there is no key; a structured one has no label to read."""
+    event = (("ce_id", b"told-1"), ("ce_time", b"2026-01-02T03:04:05.006Z"), ("ce_subject", b"a"))
+    assert decode_outcome(None, b'{"outcome": 1}', NUMBERS, event) == Outcome(1, 1767323045006)
+    assert decode_outcome(b"b", b'{"outcome": 1, "time": null}', NUMBERS, event).time == 1767323045006
+    assert decode_outcome(None, b'{"outcome": 1, "time": 7}', NUMBERS, event).time == 7
+    assert decode_outcome(b"a", b'{"outcome": 1, "time": 7}', NUMBERS, [("ce_time", b"yesterday")]).time == 7
+    for headers, problem in (
+        ([("ce_id", b"told-1")], "missing_id"),
+        ([("ce_subject", b"")], "bad_id in 'ce_subject'"),
+        ([("ce_subject", b"a"), ("ce_time", b"yesterday")], "bad_time in 'ce_time'"),
+        ([("ce_subject", b"a"), ("content-type", b"application/cloudevents+json")], "wrong_type in 'content-type'"),
+    ):
+        with pytest.raises(BadRecord, match=problem):
+            decode_outcome(None, b'{"outcome": 1}', NUMBERS, headers)
+
+
 def test_labels_become_class_numbers_or_values() -> None:
     """In the order of the schema's classes; the original data's way to write a label counts like an app's."""
     assert label_numbers(TEXTS, [">50K", "<=50K"]).tolist() == [1.0, 0.0]

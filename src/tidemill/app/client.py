@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from tidemill.core.decoding import request_id as check_id
+from tidemill.core.decoding import outcome_id
+from tidemill.core.decoding import request_id as id_of_request
 from tidemill.errors import BadRecord, TidemillError, Unavailable
 from tidemill.log.base import Headers, Log, Message, Record
 from tidemill.messages import Label, Outcome, Prediction, Topics, to_bytes
@@ -182,7 +183,7 @@ class Client:
             stands.set()
 
     def _hand_over(self, record: Record) -> None:
-        name = id_of(record)
+        name = id_of(record, self._topics)
         if name not in self._waiting:
             return
         answer = answer_of(record, self._topics)
@@ -207,9 +208,17 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def id_of(record: Record) -> str:
-    """The request id that a record's key holds; empty where it has none."""
-    return (record.key or b"").decode("utf-8", "replace")
+def id_of(record: Record, topics: Topics) -> str:
+    """The id of the request that a record of an app's topics is about; empty where it has none that can be used."""
+    try:
+        if record.topic == topics.requests:
+            return id_of_request(record.key, record.topic, record.partition, record.offset, False, record.headers)
+        if record.topic == topics.outcomes:
+            return outcome_id(record.key, record.headers)
+    except BadRecord:
+        return ""
+    name = dict(record.headers).get("request_id") if record.topic == topics.dead_letters else None
+    return (record.key or b"" if name is None else name).decode("utf-8", "replace")
 
 
 def answer_of(record: Record, topics: Topics) -> Answer | None:
@@ -257,7 +266,7 @@ def _key(name: str) -> bytes:
         key = name.encode()
     except UnicodeEncodeError as error:
         raise BadRecord("bad_id", "", str(error)) from error
-    check_id(key, "", 0, 0, require_id=True)
+    id_of_request(key, "", 0, 0, require_id=True)
     return key
 
 

@@ -148,7 +148,7 @@ class Replay:
             if not records:
                 break
             for record in records:
-                name = id_of(record)
+                name = id_of(record, self._topics)
                 if name in self._by_id:
                     found.setdefault(name, record.time_ms)
         return found
@@ -156,7 +156,7 @@ class Replay:
     def _refused(self) -> set[str]:
         """Our requests that are dead letters: their outcomes would wait for ever."""
         letters = read_all(self._log, self._topics.dead_letters)
-        names = {id_of(letter) for letter in letters if answer_of(letter, self._topics) is not None}
+        names = {id_of(letter, self._topics) for letter in letters if answer_of(letter, self._topics) is not None}
         return names & self._by_id.keys()
 
     def _shortened(self, topic: str) -> bool:
@@ -240,7 +240,7 @@ class Replay:
             self._take(*seen)
 
     def _take(self, record: Record, at: float) -> None:
-        name = id_of(record)
+        name = id_of(record, self._topics)
         answer = answer_of(record, self._topics) if name in self._flights else None
         if answer is None:
             return

@@ -10,7 +10,11 @@ import typer
 from tidemill.cli import data, demo, project, replay, roles
 from tidemill.errors import TidemillError
 
-EXTRAS = {"polars": "train", "deltalake": "train", "optuna": "train", "sklearn": "train", "mlflow": "mlflow"}
+EXTRAS = {
+    **dict.fromkeys(("polars", "deltalake", "optuna", "sklearn"), "train"),
+    "mlflow": "mlflow",
+    "confluent_kafka": "kafka",
+}
 """What the base install lacks: a predictor needs none of it."""
 
 app = typer.Typer(

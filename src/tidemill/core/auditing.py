@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from tidemill.core.decoding import Headers
 from tidemill.core.outcomes import decode_outcome
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord
@@ -176,33 +177,32 @@ def _gaps(seen: Collection[Place], stored: Mapping[int, int], bounds: Mapping[in
 
 
 def outcomes_read(
-    records: Iterable[tuple[int, int, bytes | None, bytes]],
+    records: Iterable[tuple[Place, bytes | None, bytes, Headers]],
     rows: Mapping[Place, tuple[str, int | None]],
     refused: Mapping[Place, int],
     schemas: Sequence[Schema],
 ) -> Check:
-    """An outcome record (partition, offset, key, value) is a row (label as JSON, its time) as one of the schemas reads it,
+    """An outcome record (place, key, value, headers) is a row (label as JSON, its time) as one of the schemas reads it,
     or has one dead letter because one of them cannot; never both.
     """
     problems: list[str] = []
     checked = unchecked = 0
-    for *at, key, value in records:
-        place = at[0], at[1]
+    for place, key, value, headers in records:
         letters, row = refused.get(place, 0), rows.get(place)
         if letters + (row is not None) > 1:
             problems.append(f"outcome {_at(place)} has {letters} dead letters" + (" and a row" if row else ""))
         elif letters or row:
             checked += 1
-            if schemas and all(_read_outcome(key, value, schema) != row for schema in schemas):
+            if schemas and all(_read_outcome(key, value, headers, schema) != row for schema in schemas):
                 problems.append(f"outcome {_at(place)} should {'be a row' if row is None else f'not be {row[0]}'}")
             unchecked += not schemas
     return found("outcomes-read", checked, problems, unchecked)
 
 
-def _read_outcome(key: bytes | None, value: bytes, schema: Schema) -> tuple[str, int | None] | None:
+def _read_outcome(key: bytes | None, value: bytes, headers: Headers, schema: Schema) -> tuple[str, int | None] | None:
     """The row's values, or None for a bad outcome."""
     try:
-        outcome = decode_outcome(key, value, schema)
+        outcome = decode_outcome(key, value, schema, headers)
     except BadRecord:
         return None
     return msgspec.json.encode(outcome.outcome).decode(), outcome.time

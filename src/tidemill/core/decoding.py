@@ -221,44 +221,89 @@ def _may_underflow(text: bytes) -> bool:
     return b"0e-000" in text.translate(_SHAPES) or _MANY_ZEROS in text
 
 
-# What travels beside the value: the key and the headers.
+# What travels beside the value: the key and the headers, an app's own or those of CloudEvents (Kafka binding, binary mode).
+# Of several headers of one name the last counts.
 
 
-def request_id(key: bytes | None, topic: str, partition: int, offset: int, require_id: bool) -> str:
-    """The id of a request: its key's text, or ``topic-partition-offset``, which is the same on every replay."""
-    if key is None:
-        if require_id:
-            raise BadRecord("missing_id", "", "the record has no key")
-        return f"{topic}-{partition}-{offset}"
-    if not 0 < len(key) <= ID_BYTES_MAX:
-        raise BadRecord("bad_id", "", f"the key has {len(key)} bytes, not 1 to {ID_BYTES_MAX}")
+def request_id(key: bytes | None, topic: str, partition: int, offset: int, require_id: bool, headers: Headers = ()) -> str:
+    """The id of a request: its header ``ce_id``, else its key's text, else ``topic-partition-offset``, which is the same on
+    every replay. Beside ``ce_id`` the key only chooses the partition, and may be any bytes.
+    """
+    event = dict(headers).get("ce_id") if headers else None
+    if event is not None:
+        return _id_text(event, "ce_id")
+    if key is not None:
+        return _id_text(key, "")
+    if require_id:
+        raise BadRecord("missing_id", "", "the record has neither a key nor a header 'ce_id'")
+    return f"{topic}-{partition}-{offset}"
+
+
+def request_id_or_place(key: bytes | None, topic: str, partition: int, offset: int, headers: Headers) -> str:
+    """The id under which a request is recorded: where it has a bad one, its place."""
     try:
-        text = key.decode()
+        return request_id(key, topic, partition, offset, False, headers)
+    except BadRecord:
+        return request_id(None, topic, partition, offset, False)
+
+
+def outcome_id(key: bytes | None, headers: Headers = ()) -> str:
+    """The id of the request that an outcome is about: its key's text, else its header ``ce_subject``. An outcome's
+    ``ce_id`` is its own.
+    """
+    if key is not None:
+        return _id_text(key, "")
+    subject = dict(headers).get("ce_subject")
+    if subject is None:
+        raise BadRecord("missing_id", "", "the record has neither a key nor a header 'ce_subject'")
+    return _id_text(subject, "ce_subject")
+
+
+def _id_text(name: bytes, field: str) -> str:
+    what = f"the header {field!r}" if field else "the key"
+    if not 0 < len(name) <= ID_BYTES_MAX:
+        raise BadRecord("bad_id", field, f"{what} has {len(name)} bytes, not 1 to {ID_BYTES_MAX}")
+    try:
+        text = name.decode()
     except UnicodeDecodeError as error:
-        raise BadRecord("bad_id", "", "the key is not UTF-8") from error
+        raise BadRecord("bad_id", field, f"{what} is not UTF-8") from error
     if "\0" in text:
-        raise BadRecord("bad_id", "", "the key has a NUL character")
+        raise BadRecord("bad_id", field, f"{what} has a NUL character")
     return text
 
 
 def event_time(headers: Headers, default_ms: int) -> int:
-    """The header ``time`` in milliseconds, or the default. Of several the last counts."""
-    found = _header(headers, "time")
-    return default_ms if found is None else parse_time(found, "time")
+    """A request's header ``time``, else ``ce_time``, in milliseconds, or the default."""
+    said = dict(headers)
+    found = _time_in(said, "time" if "time" in said else "ce_time")
+    return default_ms if found is None else found
+
+
+def outcome_time(headers: Headers) -> int | None:
+    """An outcome's header ``ce_time`` in milliseconds, if there is one: it stands in for a time in the value."""
+    return _time_in(dict(headers), "ce_time")
 
 
 def deadline(headers: Headers) -> int | None:
     """The header ``deadline`` in milliseconds, if there is one."""
-    found = _header(headers, "deadline")
-    return None if found is None else parse_time(found, "deadline")
+    return _time_in(dict(headers), "deadline")
 
 
-def _header(headers: Headers, name: str) -> str | None:
-    found = None
-    for key, value in headers:
-        if key == name:
-            found = value.decode("utf-8", "replace")
-    return found
+def check_content(headers: Headers) -> None:
+    """Raise ``BadRecord`` for a CloudEvent in structured mode: its value is an envelope, in which every feature would be
+    missing.
+    """
+    content = dict(headers).get("content-type", b"")
+    if content[: len(_STRUCTURED)].lower() == _STRUCTURED:
+        raise BadRecord("wrong_type", "content-type", "a CloudEvent in structured mode; send it in binary mode")
+
+
+_STRUCTURED = b"application/cloudevents"
+
+
+def _time_in(said: dict[str, bytes], name: str) -> int | None:
+    found = said.get(name)
+    return None if found is None else parse_time(found.decode("utf-8", "replace"), name)
 
 
 _MILLISECONDS = re.compile(r"-?\d{1,15}", re.ASCII)

@@ -1,7 +1,8 @@
 """Request + prediction + outcome -> observation, whatever comes late, early, twice or never.
 
 Rows come in three feeds, each in offset order (all rows of an id are in one partition), interleaved in any way. What comes
-of them depends on their contents alone. Its only clock is the log's time of each row, and ``wait`` decides:
+of them depends on their contents alone. (Where an app scattered the rows of an id, the first that are fed count.) Its only
+clock is the log's time of each row, and ``wait`` decides:
 
 - A request opens unless one of the same id came at most two waits before it: then it is a duplicate, and prolongs that.
 - A prediction or an outcome belongs to the opening request of its id from which it is at most one wait away, before or

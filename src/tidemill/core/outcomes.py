@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.core.decoding import parse_time, request_id
+from tidemill.core.decoding import Headers, check_content, outcome_id, outcome_time, parse_time
 from tidemill.core.inspection import category_text, exact_number, parse_object, unique_fields
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord, ConfigError
@@ -22,20 +22,23 @@ OUTCOME_BYTES_MAX = 65_536
 _SAME = {"true": "1", "1": "true", "false": "0", "0": "false"}
 
 
-def decode_outcome(key: bytes | None, value: bytes, schema: Schema) -> Outcome:
+def decode_outcome(key: bytes | None, value: bytes, schema: Schema, headers: Headers = ()) -> Outcome:
     """The outcome in ``{"outcome": ..., "time": ...}`` or, where that is absent or null, in the field named as the target.
 
-    The time is whole milliseconds or RFC 3339 with a time zone. Raises ``BadRecord``: missing_id, bad_id, not_json,
-    not_an_object, duplicate_key, missing_outcome, unknown_class, wrong_type, not_finite, bad_time ...
+    The time is whole milliseconds or RFC 3339 with a time zone; without one, the header ``ce_time``. Raises ``BadRecord``:
+    missing_id, bad_id, not_json, not_an_object, duplicate_key, missing_outcome, unknown_class, wrong_type, not_finite,
+    bad_time ...
     """
-    request_id(key, "", 0, 0, require_id=True)
+    outcome_id(key, headers)
+    check_content(headers)
     fields = unique_fields(parse_object(value, OUTCOME_BYTES_MAX), ("outcome", "time", schema.target))
     label = fields.get("outcome")
     if label is None:
         label = fields.get(schema.target)
     if label is None:
         raise BadRecord("missing_outcome", "outcome", f"neither 'outcome' nor {schema.target!r} has a value")
-    return Outcome(label_of(label, schema), _time(fields.get("time")))
+    time = _time(fields.get("time"))
+    return Outcome(label_of(label, schema), outcome_time(headers) if time is None else time)
 
 
 def label_of(value: Any, schema: Schema) -> Label:

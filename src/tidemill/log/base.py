@@ -18,13 +18,15 @@ Start = Literal["beginning", "end"]
 
 class Topic(Struct, frozen=True):
     """A topic to be created. ``retention_seconds`` None keeps records for ever; ``compacted`` allows (does not promise) that
-    only the last record of each key stays.
+    only the last record of each key stays. ``bytes_max`` is the size of a record that must be taken, where that is more than
+    what the log takes anyway.
     """
 
     name: str
     partitions: int = 1
     retention_seconds: float | None = None
     compacted: bool = False
+    bytes_max: int | None = None
 
 
 class Message(Struct, frozen=True, gc=False):
@@ -105,7 +107,8 @@ class Reader(Protocol):
         """Atomically: append ``outputs`` and advance the group past the last poll. Durable when it returns.
 
         Raises ``Broken`` where this reader is no longer the group's member for what it polled: nothing was written, and
-        the role must start again. After any error the reader continues from the last commit.
+        the role must start again. Raises ``BadRecord`` where the log refuses one of the outputs for what it is (too large,
+        say): nothing was written. After any error the reader continues from the last commit.
         """
         ...
 
@@ -132,7 +135,13 @@ class Log(Protocol):
         ...
 
     def append(self, messages: Sequence[Message]) -> None:
-        """Append all or none. Durable when it returns."""
+        """Append, in order for each key. Durable when it returns.
+
+        Messages for several topics are appended all or none. Where those for one topic cannot be (``Unavailable``), or the
+        process dies meanwhile, the first ones may have been.
+
+        Raises ``ConfigError`` for an unknown topic, with nothing written.
+        """
         ...
 
     def join(self, group: str, topics: Sequence[str], start: Start = "beginning") -> Reader:

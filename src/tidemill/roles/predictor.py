@@ -21,7 +21,7 @@ from msgspec import Struct
 from tidemill.bundles import Bundle
 from tidemill.clock import Clock
 from tidemill.core.answers import Answerer, Answers
-from tidemill.core.decoding import Decoder, deadline, event_time, request_id
+from tidemill.core.decoding import Decoder, check_content, deadline, event_time, request_id
 from tidemill.core.versions import Slots
 from tidemill.errors import BadRecord, TidemillError, Unavailable, UnknownModel
 from tidemill.log.base import Batch, Headers, Log, Message, Record
@@ -36,6 +36,8 @@ EVENT_SECONDS = 2.0
 """Between two ``requests_answered``: fresh enough for a person, rare beside the answers."""
 WARM_ROWS = (1, 10, 100)
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 1.0, 30.0
+TRACE_BYTES_MAX = 8192
+"""Of the trace headers that go on to an answer: sixteen times what W3C asks for. Anybody can send more."""
 _TRACE = frozenset({"traceparent", "tracestate"})
 _UNUSABLE = (TidemillError, OSError, MemoryError, ValueError, LookupError, TypeError, msgspec.MsgspecError)
 """What a bundle may do when it is loaded; none of it may stop the answers of the model that serves."""
@@ -234,6 +236,14 @@ class Asked(NamedTuple):
     at: int
 
 
+class Refused(NamedTuple):
+    """A request that gets a dead letter: its row in the batch, its id if that is known, and why."""
+
+    row: int
+    id: str
+    error: BadRecord
+
+
 class Predictor:
     """The role. One at a time answers on a SQLite log; others wait with their model ready."""
 
@@ -298,35 +308,36 @@ class Predictor:
         self._swap()
         serving = self._serving
         assert serving is not None, "the loop starts with a model"  # noqa: S101
-        refused: list[tuple[int, BadRecord]] = []
+        refused: list[Refused] = []
         asked = self._asked(batch, refused)
         answers = serving.answerer.answer([batch.values[request.row] for request in asked])
         now = self._clock.now_ms()
-        refused += [(asked[place].row, error) for place, error in answers.bad]
+        refused += [Refused(asked[place].row, asked[place].id, error) for place, error in answers.bad]
         answered = [asked[place] for place in answers.rows]
         self._counts.add(answers, serving.bundle.schema.columns, [now - batch.times_ms[request.row] for request in answered])
-        self._counts.by_name["dead"].update(error.reason for _, error in refused)
+        self._counts.by_name["dead"].update(bad.error.reason for bad in refused)
         return [
             *self._predictions(serving.version, batch, answered, answers, now),
-            *(dead_letter(self._topics.dead_letters, batch.record(row), error, ROLE) for row, error in refused),
+            *(dead_letter(self._topics.dead_letters, batch.record(bad.row), bad.error, ROLE, bad.id) for bad in refused),
             *self._events(EVENT_SECONDS),
         ]
 
-    def _asked(self, batch: Batch, refused: list[tuple[int, BadRecord]]) -> list[Asked]:
+    def _asked(self, batch: Batch, refused: list[Refused]) -> list[Asked]:
         """The requests whose envelope is good and whose deadline has not passed; the others go to ``refused``."""
         now, require_id = self._clock.now_ms(), self._settings.require_id
         places = zip(batch.keys, batch.topics, batch.partitions, batch.offsets, strict=True)
         asked = []
         for row, place in enumerate(places):
-            headers, at = batch.headers[row], batch.times_ms[row]
+            headers, at, name = batch.headers[row], batch.times_ms[row], ""
             try:
-                name = request_id(*place, require_id)
+                name = request_id(*place, require_id, headers)
                 if headers:
+                    check_content(headers)
                     event_time(headers, at)  # an unreadable time is refused here; the recorder keeps a good one
                     _check_deadline(headers, now)
                 asked.append(Asked(row, name, at))
             except BadRecord as error:
-                refused.append((row, error))
+                refused.append(Refused(row, name, error))
         return asked
 
     def _predictions(
@@ -357,4 +368,6 @@ def _check_deadline(headers: Headers, now: int) -> None:
 
 
 def _trace(headers: Headers) -> Headers:
-    return tuple(header for header in headers if header[0] in _TRACE)
+    """The trace context as it came; without it an answer is still an answer, so one of any other size is dropped."""
+    trace = tuple(header for header in headers if header[0] in _TRACE)
+    return trace if sum(len(name) + len(value) for name, value in trace) <= TRACE_BYTES_MAX else ()

@@ -21,7 +21,7 @@ import structlog
 
 from tidemill import settings
 from tidemill.clock import Clock
-from tidemill.core.decoding import event_time, request_id
+from tidemill.core.decoding import event_time, outcome_id, request_id_or_place
 from tidemill.core.outcomes import decode_outcome
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord, Broken, Unavailable
@@ -136,7 +136,8 @@ class Recorder:
                 row = self._rows_of[table](record)
             except BadRecord as error:
                 if not passed:
-                    self._letters.append(dead_letter(self._dead_letters, record, error, GROUP))
+                    about = _known_id(record) if table == "outcomes" else ""
+                    self._letters.append(dead_letter(self._dead_letters, record, error, GROUP, about))
                 continue
             if not recorded:
                 self._rows[table].append(row)
@@ -178,23 +179,25 @@ class Recorder:
         return max(0.0, min(_PATIENCE_SECONDS, self._left())) if self._polled else _PATIENCE_SECONDS
 
     def _outcome_row(self, record: Record) -> tuple[object, ...]:
-        outcome = decode_outcome(record.key, record.value, self._schema)
+        outcome = decode_outcome(record.key, record.value, self._schema, record.headers)
         label = msgspec.json.encode(outcome.outcome).decode()
-        return (_id(record), record.partition, record.offset, record.time_ms, label, outcome.time)
+        name = outcome_id(record.key, record.headers)
+        return (name, record.partition, record.offset, record.time_ms, label, outcome.time)
 
 
-def _id(record: Record) -> str:
-    return request_id(record.key, record.topic, record.partition, record.offset, require_id=False)
+def _known_id(record: Record) -> str:
+    """Empty where an outcome has no id that can be used."""
+    try:
+        return outcome_id(record.key, record.headers)
+    except BadRecord:
+        return ""
 
 
 def _request_row(record: Record) -> tuple[object, ...]:
     """Every request is a fact. One with a bad id or time is kept under its place and the log's time: that it cannot be
     answered is the predictor's to say.
     """
-    try:
-        id = _id(record)
-    except BadRecord:
-        id = request_id(None, record.topic, record.partition, record.offset, require_id=False)
+    id = request_id_or_place(record.key, record.topic, record.partition, record.offset, record.headers)
     try:
         event_at = event_time(record.headers, record.time_ms)
     except BadRecord:

@@ -1,0 +1,62 @@
+"""Fixtures of more than one folder: a real Kafka broker, started only where a selected test asks for it."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import pytest
+
+from tidemill.errors import TidemillError
+from tidemill.testing.kafka_broker import KafkaBroker, jars, missing
+
+
+class RunningBroker(NamedTuple):
+    """A broker that others started, by TIDEMILL_TEST_KAFKA."""
+
+    bootstrap: str
+
+
+@pytest.fixture(scope="session")
+def kafka_possible() -> None:
+    """A broker can run here; where none can, tests are skipped, but under CI they fail: a skip there would go unseen."""
+    reason = missing()
+    try:
+        if reason is None:
+            jars()
+    except TidemillError as error:
+        reason = str(error)
+    if reason is not None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no Kafka broker can run here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KafkaBroker | RunningBroker]:
+    """The session's one broker, which no test harms; TIDEMILL_TEST_KAFKA=host:port names one that runs already."""
+    running = os.environ.get("TIDEMILL_TEST_KAFKA")
+    if running:
+        yield RunningBroker(running)
+        return
+    request.getfixturevalue("kafka_possible")
+    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def bootstrap(kafka_broker: KafkaBroker | RunningBroker) -> str:
+    """The session's broker as ``host:port``."""
+    return kafka_broker.bootstrap
+
+
+@pytest.fixture(scope="module")
+def new_broker(kafka_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., KafkaBroker]]:
+    """``new_broker(settings=None, secure=False)`` starts one that the module may kill and pause; it ends with the module."""
+    with ExitStack() as brokers:
+
+        def start(settings: Mapping[str, str] | None = None, secure: bool = False) -> KafkaBroker:
+            folder = tmp_path_factory.mktemp("broker")
+            return brokers.enter_context(KafkaBroker(folder, settings=settings, secure=secure))
+
+        yield start
