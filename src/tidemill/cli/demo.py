@@ -1,6 +1,8 @@
 """``tidemill demo``: the whole loop on real data, in a folder of its own."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 MARK = ".tidemill-demo"
+OWN_BROKER = "own"
+KAFKA_HELP = "Play on Apache Kafka: on a broker that runs, or (--kafka alone) on one started for it with Java and Maven."
 JSON_HELP = """Write the summary to FILE: demo (its name), requests (sent), answers, dead_letters, retrainings (finished,
 without the first training), bundles (announced), bundles_among_answers (different hashes), versions (that answered),
 mlflow_experiments, lost (requests without answer or dead letter), doubled (answered more than once), audit_clean, seconds,
@@ -29,6 +33,7 @@ def demo(
     every: Annotated[int, typer.Option(min=0, help="Labelled observations between retrainings; 0: the demo's own.")] = 0,
     trials: Annotated[int, typer.Option(min=0, help="Trials a retraining; 0: the demo's own.")] = 0,
     rate: Annotated[float, typer.Option(min=0.0, help="Requests a second; 0: the demo's own.")] = 0.0,
+    kafka: Annotated[str | None, typer.Option("--kafka", metavar="[HOST:PORT]", help=KAFKA_HELP)] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help=JSON_HELP)] = None,
 ) -> None:
     """Play the whole loop on real data. Exit code 0 only if everything came and the audit is clean."""
@@ -44,16 +49,47 @@ def demo(
     plan = PLANS[name]
     folder = directory or Path(f"demo-{name}")
     _clear(folder)
-    stage = set_stage(plan, folder, messages or plan.messages, every or plan.every, trials or plan.trials)
     console = Console(highlight=False)
-    console.print(f"{plan.title}\n{stage.requests:,} requests, {stage.retrainings} retrainings; all in {folder}/")
-    summary, report = play(plan, stage, rate or plan.rate, console)
-    if name == "flights":
-        _print_weeks(folder, console)
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
-    _print_summary(summary, report, folder, console)
+    with _brokers(kafka, folder, console) as brokers:
+        stage = set_stage(plan, folder, messages or plan.messages, every or plan.every, trials or plan.trials, brokers)
+        console.print(f"{plan.title}\n{stage.requests:,} requests, {stage.retrainings} retrainings; all in {folder}/")
+        summary, report = play(plan, stage, rate or plan.rate, console)
+        if name == "flights":
+            _print_weeks(folder, console)
+        if json_file is not None:
+            json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+        _print_summary(summary, report, folder, console)
     raise typer.Exit(0 if _came_true(summary, stage.retrainings) else 1)
+
+
+def with_optional_value(arguments: list[str]) -> list[str]:
+    """``--kafka`` may stand alone, which the option parser cannot express: it is given the value that means so."""
+    completed: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        completed.append(argument)
+        if argument == "--kafka" and ":" not in following:
+            completed.append(OWN_BROKER)
+    return completed
+
+
+@contextmanager
+def _brokers(kafka: str | None, folder: Path, console: "Console") -> Iterator[str]:
+    """The brokers to play on, or an empty text for the embedded log; one that is started here ends with the demo."""
+    if kafka != OWN_BROKER:
+        yield kafka or ""
+        return
+    from tidemill.testing.kafka_broker import KafkaBroker
+
+    with KafkaBroker(folder / "kafka") as broker:
+        console.print(f"Apache Kafka serves on {broker.bootstrap}")
+        yield broker.bootstrap
+        python = "python -m tidemill.testing.kafka_broker"
+        console.print(
+            f"The broker ends with the demo; start it again for these commands:\n"
+            f"  {python} --folder {broker.folder} --port {broker.bootstrap.rpartition(':')[2]}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _clear(folder: Path) -> None:

@@ -45,7 +45,7 @@ def options(
 def main() -> None:
     """Run a command; a user's mistake ends in one line and an exit code that a script can use."""
     try:
-        app()
+        app(demo.with_optional_value(sys.argv[1:]))
     except TidemillError as error:
         if os.environ.get("TIDEMILL_DEBUG"):
             traceback.print_exc()

@@ -66,6 +66,7 @@ def run(
     project: ProjectOption = Path("."),
     replay_file: Annotated[Path | None, typer.Option("--replay", help="Play this data set beside the roles.")] = None,
     replay_options: Annotated[str, typer.Option(help="Options for that replay, as one text.")] = "",
+    predictors: Annotated[int, typer.Option(min=1, help="Processes that answer; on SQLite all but one stand by.")] = 1,
 ) -> None:
     """Run all roles as processes, restart what dies, stop in order on Ctrl-C."""
     import shlex
@@ -77,7 +78,12 @@ def run(
     settings = load(project, os.environ).settings
     roles = [role for role in ROLES if role != "tracker" or settings.tracking.tracker != "none"]
     start = [sys.executable, "-m", "tidemill"]
-    commands = {role: [*start, role, "--project", str(project)] for role in roles}
+    copies = {role: predictors if role == "predictor" else 1 for role in roles}
+    commands = {
+        role if number == 1 else f"{role}-{number}": [*start, role, "--project", str(project)]
+        for role in roles
+        for number in range(1, copies[role] + 1)
+    }
     if replay_file is not None:
         commands["app"] = [*start, "replay", str(replay_file), "--project", str(project), *shlex.split(replay_options)]
     with open_project(project) as wiring:

@@ -1,5 +1,6 @@
 """What each demo plays: its data, its project's settings, and when it is over."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,16 +89,20 @@ class Stage(Struct, frozen=True):
     retrainings: int
 
 
-def set_stage(plan: Plan, directory: Path, messages: int, every: int, trials: int) -> Stage:
-    """Write the data and the project into ``directory``.
+def set_stage(plan: Plan, directory: Path, messages: int, every: int, trials: int, brokers: str = "") -> Stage:
+    """Write the data and the project into ``directory``; with ``brokers`` its log is on Kafka.
 
     Raises ``ConfigError`` where it holds a project already.
     """
     original, stream = plan.prepare(messages)
     settings = plan.settings | {"retrain.every": str(every), "tune.trials": str(trials)}
+    name = plan.name
+    if brokers:
+        settings["stream.url"] = f"kafka://{brokers}"
+        name += f"-{uuid.uuid4().hex[:6]}"  # an earlier demo's topics may be there
     directory.mkdir(parents=True, exist_ok=True)
     original.write_parquet(directory / "original.parquet")
     stream.write_parquet(directory / f"{plan.name}.parquet")
-    init_project(directory / "original.parquet", directory, plan.choices, plan.name, settings)
+    init_project(directory / "original.parquet", directory, plan.choices, name, settings)
     outcomes = stream[plan.choices.target].drop_nulls().len()
     return Stage(directory, directory / f"{plan.name}.parquet", len(stream), outcomes, outcomes // every)

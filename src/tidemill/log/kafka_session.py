@@ -74,7 +74,7 @@ class Session:
         self._name = name
         self._sought = dict(sought)
         self._position: dict[Place, int] = {}
-        self._stored: dict[Place, int] = {}
+        self._stored: dict[Place, int | None] = {}
         self._polled: set[Place] = set()
         self._ids: dict[str, str] = {}
         self._waiting: dict[Place, deque[Raw]] = {}
@@ -319,17 +319,25 @@ class Session:
             place, (first, end) = (one.topic, one.partition), bounds[one.topic, one.partition]
             if one.error is not None:
                 raise clients.translated(one.error, f"looking for the positions of group {group!r}")
-            if one.offset >= 0:
+            stored = one.offset if one.offset >= 0 else None
+            if place in self._sought:
+                start = self._sought[place]
+            elif stored is not None:
                 self._check_identity(place, one.metadata)
-            stored = one.offset if one.offset >= 0 else self._member.origins.get(place, first)
-            start = self._sought.get(place, stored)
+                start = stored
+            else:
+                start = self._member.origins.get(place, first)
             if start < first:
                 raise gone(place, first, start)
             if start > end:
                 raise Broken(f"topic {place[0]!r}, partition {place[1]}: position {start} is past the end, {end}")
             starts[place] = start
-            self._stored[place] = stored if one.offset >= 0 or place not in self._member.origins else -1
+            # A start that was chosen is written with the next commit, also where nothing is read.
+            self._stored[place] = start if stored == start or self._is_plain(place, stored) else None
         return starts
+
+    def _is_plain(self, place: Place, stored: int | None) -> bool:
+        return stored is None and place not in self._sought and place not in self._member.origins
 
     def _check_identity(self, place: Place, known: str | None) -> None:
         """Positions carry the topic's id: one that was deleted and made again has other records under the same offsets."""

@@ -11,6 +11,7 @@ in the same commit as the position behind it.
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -23,7 +24,7 @@ from tidemill.clock import Clock
 from tidemill.core.answers import Answerer, Answers
 from tidemill.core.decoding import Decoder, check_content, deadline, event_time, request_id
 from tidemill.core.versions import Slots
-from tidemill.errors import BadRecord, TidemillError, Unavailable, UnknownModel
+from tidemill.errors import BadRecord, Broken, TidemillError, Unavailable, UnknownModel
 from tidemill.log.base import Batch, Headers, Log, Message, Record
 from tidemill.messages import Event, ModelVersion, Prediction, Topics, to_bytes
 from tidemill.roles.dead_letters import dead_letter
@@ -34,6 +35,9 @@ ROLE = "predictor"
 POLL_SECONDS = 0.25
 EVENT_SECONDS = 2.0
 """Between two ``requests_answered``: fresh enough for a person, rare beside the answers."""
+POSITION_TRIES = 8
+EVENTS_WAITING_MAX = 1000
+"""While the log is away; older ones are dropped."""
 WARM_ROWS = (1, 10, 100)
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 1.0, 30.0
 TRACE_BYTES_MAX = 8192
@@ -69,7 +73,7 @@ class Preparer:
     """Follows ``models`` in a thread; ``take`` gives the newest champion once it is ready to answer."""
 
     def __init__(self, log: Log, topics: Topics, store: Store, bytes_max: int, clock: Clock) -> None:
-        self.events: deque[Event] = deque()
+        self.events: deque[Event] = deque(maxlen=EVENTS_WAITING_MAX)
         self._log = log
         self._topics = topics
         self._store = store
@@ -258,18 +262,32 @@ class Predictor:
         self._told_at = clock.monotonic()
 
     def run(self, stop: threading.Event) -> None:
-        """Answer until ``stop`` is set."""
+        """Answer until ``stop`` is set. Raises ``Broken`` where the log has lost the position but not the answers."""
+        self._check_position()
         reader = self._log.join(ROLE, [self._topics.requests])
         self._preparer.start()
         try:
             self._wait_for_model(stop)
-            run_loop(ROLE, reader, self._handle, stop, self._settings.batch_max, POLL_SECONDS, self._idle)
+            letters = self._topics.dead_letters
+            run_loop(ROLE, reader, self._handle, stop, self._settings.batch_max, POLL_SECONDS, self._idle, letters)
             self._tell(0.0)
         finally:
             self._preparer.close()
             if self._serving is not None:
                 self._serving.bundle.close()
             reader.close()
+
+    def _check_position(self) -> None:
+        """A position that the log has dropped must not pass for a first start: every request would be answered again."""
+        for _ in range(POSITION_TRIES):
+            answered = any(end > 0 for _, end in self._log.bounds(self._topics.predictions).values())
+            if not answered or self._log.committed(ROLE):
+                return
+            self._clock.sleep(POLL_SECONDS)  # answers may become visible before the position
+        raise Broken(
+            f"{self._topics.requests}: answers exist, but the position up to which requests were answered is gone; "
+            f"say where to go on: tidemill log seek {ROLE} {self._topics.requests} end (or beginning)"
+        )
 
     def _wait_for_model(self, stop: threading.Event) -> None:
         told = False
@@ -285,10 +303,22 @@ class Predictor:
         self._tell(EVENT_SECONDS)
 
     def _tell(self, seconds: float) -> None:
-        """Publish the events that are due, apart from any batch."""
-        events = list(self._events(seconds))
-        if events:
-            self._log.append(events)
+        """Publish the events that are due, apart from any batch: a commit may fail, and its batch comes again, they do not.
+
+        While the log is away they wait.
+        """
+        if self._counts and self._clock.monotonic() - self._told_at >= seconds:
+            serving = self._serving
+            values = self._counts.values() | ({"version": serving.version.version} if serving else {})
+            self._preparer.events.append(Event("requests_answered", ROLE, self._clock.now_ms(), values))
+            self._counts, self._told_at = Counts(), self._clock.monotonic()
+        events = list(self._preparer.events)
+        if not events:
+            return
+        with suppress(Unavailable):
+            self._log.append([Message(self._topics.events, to_bytes(event)) for event in events])
+            for _ in events:
+                self._preparer.events.popleft()
 
     def _swap(self, timeout: float = 0.0) -> None:
         """Let a champion that is ready serve from here on."""
@@ -304,8 +334,9 @@ class Predictor:
         self._preparer.events.append(Event("model_swapped", ROLE, self._clock.now_ms(), told))
 
     def _handle(self, batch: Batch) -> list[Message]:
-        """One answer or dead letter for every request of the batch, and the events that are due."""
+        """One answer or dead letter for every request of the batch."""
         self._swap()
+        self._tell(EVENT_SECONDS)
         serving = self._serving
         assert serving is not None, "the loop starts with a model"  # noqa: S101
         refused: list[Refused] = []
@@ -319,7 +350,6 @@ class Predictor:
         return [
             *self._predictions(serving.version, batch, answered, answers, now),
             *(dead_letter(self._topics.dead_letters, batch.record(bad.row), bad.error, ROLE, bad.id) for bad in refused),
-            *self._events(EVENT_SECONDS),
         ]
 
     def _asked(self, batch: Batch, refused: list[Refused]) -> list[Asked]:
@@ -349,16 +379,6 @@ class Predictor:
             headers = batch.headers[request.row]
             message = Prediction(request.id, label, number, bundle, request.at, now, probability, probabilities, value)
             yield Message(topic, to_bytes(message), request.id.encode(), _trace(headers) if headers else ())
-
-    def _events(self, seconds: float) -> Iterator[Message]:
-        """Those that wait, and ``requests_answered`` where the last one is so long ago."""
-        while self._preparer.events:
-            yield Message(self._topics.events, to_bytes(self._preparer.events.popleft()))
-        if self._counts and self._clock.monotonic() - self._told_at >= seconds:
-            serving = self._serving
-            values = self._counts.values() | ({"version": serving.version.version} if serving else {})
-            yield Message(self._topics.events, to_bytes(Event("requests_answered", ROLE, self._clock.now_ms(), values)))
-            self._counts, self._told_at = Counts(), self._clock.monotonic()
 
 
 def _check_deadline(headers: Headers, now: int) -> None:
