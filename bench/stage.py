@@ -21,12 +21,12 @@ SECONDS_MAX = 300.0
 
 
 @contextmanager
-def open_stage() -> Iterator[Wiring]:
-    """The demo's project with its first model trained; retraining by count is out of reach."""
+def open_stage(brokers: str = "") -> Iterator[Wiring]:
+    """The demo's project with its first model trained, on ``brokers`` or on SQLite; retraining by count is out of reach."""
     with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder:
         directory = Path(folder)
         plan = msgspec.structs.replace(ADULT, settings=ADULT.settings | {"tune.workers": "1"})
-        set_stage(plan, directory, messages=16_000, every=1_000_000_000, trials=TRIALS)
+        set_stage(plan, directory, messages=16_000, every=1_000_000_000, trials=TRIALS, brokers=brokers)
         command("train", directory)
         wiring = Wiring(directory)
         try:

@@ -31,7 +31,7 @@ def measure(wiring: Wiring, backlog: int) -> Throughput:
         echo=_echo(wiring, backlog),
         predictor=_drained(wiring, backlog, "alone", []),
         predictor_beside_recorder=_drained(wiring, backlog, "beside", ["recorder", "monitor"]),
-        score_us_a_row=_score(wiring),
+        score_us_a_row=score_us_a_row(wiring),
     )
 
 
@@ -71,7 +71,7 @@ def _drained(wiring: Wiring, backlog: int, name: str, beside: list[str]) -> floa
     return (before + backlog - first) / (ended - started)
 
 
-def _score(wiring: Wiring) -> float:
+def score_us_a_row(wiring: Wiring) -> float:
     """Microseconds a row, the best of five."""
     champion = read_slots(wiring.log, wiring.topics).champion
     if champion is None:

@@ -3,14 +3,16 @@
     python app_aiokafka.py localhost:9092 income 20 < rows.jsonl
 
 A row is {"features": {...}, "outcome": ..., "key": ...}; without an outcome none is reported, and the key, if there is one,
-only chooses the partition: the request id is the event's. Rows come from standard input, else from the sample below, over
-and over until so many requests are sent. Prints a summary as JSON; exit code 1 if an answer is missing.
+only chooses the partition: the request id is the event's. Each request has a trace of its own, which its answer goes on
+with. Rows come from standard input, else from the sample below, over and over until so many requests are sent. Prints a
+summary as JSON; exit code 1 if an answer is missing.
 """
 
 import argparse
 import asyncio
 import itertools
 import json
+import secrets
 import statistics
 import sys
 import time
@@ -38,11 +40,12 @@ class Service:
         self._producer = producer
         self._prefix = prefix
         self._timeout = timeout
-        self._asked: dict[str, asyncio.Future[dict]] = {}
+        self._asked: dict[str, asyncio.Future[tuple[dict, dict[str, str]]]] = {}
 
-    async def ask(self, features: dict, key: str | None) -> dict:
-        """The prediction. Raises ``Refused``, or ``TimeoutError``."""
-        event = event_headers("request", {"deadline": str(round((time.time() + self._timeout) * 1000))})
+    async def ask(self, features: dict, key: str | None, trace: str) -> tuple[dict, dict[str, str]]:
+        """The prediction and its headers. Raises ``Refused``, or ``TimeoutError``."""
+        deadline = str(round((time.time() + self._timeout) * 1000))
+        event = event_headers("request", {"deadline": deadline, "traceparent": trace})
         name = dict(event)["ce_id"].decode()
         self._asked[name] = asyncio.get_running_loop().create_future()
         try:
@@ -73,7 +76,7 @@ class Service:
                 answer = json.loads(record.value)
                 waiting = self._asked.get(answer["request_id"])
                 if waiting is not None and not waiting.done():
-                    waiting.set_result(answer)
+                    waiting.set_result((answer, said))
             elif said["topic"] == f"{self._prefix}.requests":
                 waiting = self._asked.get(said["request_id"])
                 if waiting is not None and not waiting.done():
@@ -116,8 +119,9 @@ async def run(options: argparse.Namespace) -> dict:
 async def serve(service: Service, row: dict) -> dict:
     """One request from its question to its outcome."""
     started = time.monotonic()
+    trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"  # elsewhere that of the call which is served
     try:
-        answer = await service.ask(row["features"], row.get("key"))
+        answer, said = await service.ask(row["features"], row.get("key"), trace)
     except Refused as error:
         return {"refused": str(error)}
     except TimeoutError:
@@ -126,7 +130,8 @@ async def serve(service: Service, row: dict) -> dict:
     told = row.get("outcome") is not None
     if told:  # here at once, elsewhere seconds or weeks later
         await service.report(answer["request_id"], row["outcome"])
-    return {"version": answer["version"], "latency_ms": latency_ms, "told": told}
+    traced = said.get("traceparent") == trace
+    return {"version": answer["version"], "latency_ms": latency_ms, "told": told, "traced": traced}
 
 
 def summary(results: list[dict], seconds: float) -> dict:
@@ -138,6 +143,7 @@ def summary(results: list[dict], seconds: float) -> dict:
         "answered": len(answered),
         "refused": [result["refused"] for result in results if "refused" in result],
         "missing": sum(not result for result in results),
+        "traced": sum(result["traced"] for result in answered),
         "outcomes": sum(result["told"] for result in answered),
         "versions": sorted({result["version"] for result in answered}),
         "latency_ms_p50": round(statistics.median(latencies), 1) if latencies else None,

@@ -1,25 +1,38 @@
 """Real-time predictions from a stream of events, with models that keep learning from the outcomes.
 
-``tidemill.connect("project")`` gives a ``Client``: predict, predict_many, report an outcome.
+``tidemill.connect("project")`` gives a ``Client``: predict, predict_many, report an outcome. What it raises is a
+``TidemillError``: ``BadRecord`` (the request is at fault), ``NoAnswer`` (none came in time), ``Unavailable`` (try again
+later), ``ConfigError`` (mend a setting), ``Broken`` (the log is not what it should be).
 """
 
 from typing import TYPE_CHECKING, Any
 
+from tidemill.errors import BadRecord, Broken, ConfigError, TidemillError, Unavailable
 from tidemill.messages import Prediction
 
 if TYPE_CHECKING:
-    from tidemill.app.client import Client
+    from tidemill.app.client import Client, NoAnswer
     from tidemill.wiring import connect
 
-__all__ = ["Client", "Prediction", "connect"]
+__all__ = [
+    "BadRecord",
+    "Broken",
+    "Client",
+    "ConfigError",
+    "NoAnswer",
+    "Prediction",
+    "TidemillError",
+    "Unavailable",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """``Client`` and ``connect`` are imported when they are first asked for: a role needs neither."""
-    if name == "Client":
-        from tidemill.app.client import Client
+    """``Client``, ``NoAnswer`` and ``connect`` are imported when they are first asked for: a role needs none of them."""
+    if name in ("Client", "NoAnswer"):
+        from tidemill.app import client
 
-        return Client
+        return getattr(client, name)
     if name == "connect":
         from tidemill.wiring import connect
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from tidemill.core.encoder import Encoder
 from tidemill.core.schema import Schema
-from tidemill.errors import BundleRefused, TidemillError, UnknownModel
+from tidemill.errors import BundleRefused, TidemillError, Unavailable, UnknownModel
 from tidemill.failpoints import failpoint
 from tidemill.learners.base import Learner, Matrix, Model
 
@@ -121,7 +121,8 @@ class BundleStore:
     def write(self, model: Model, encoder: Encoder, card: Card, golden: Matrix) -> str:
         """Write a bundle and return its hash; it is durable, and there as a whole, when this returns.
 
-        Of the same content twice the first card stands. What a killed writer left behind is removed.
+        Of the same content twice the first card stands. What a killed writer left behind is removed. Raises ``Unavailable``
+        where the disk is full or the store cannot be written.
         """
         files = {
             MODEL: model.to_bytes(),
@@ -131,13 +132,14 @@ class BundleStore:
         }
         bundle = _address({name: _sha256(files[name]) for name in CONTENT})
         files[MANIFEST] = _manifest_bytes(card, files)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._unfinished() as folder:
-            for name in FILES:
-                _write_file(folder / name, files[name])
-            _sync(folder)
-            failpoint("bundle.written")
-            self._publish(folder, bundle)
+        with self._writable():
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._unfinished() as folder:
+                for name in FILES:
+                    _write_file(folder / name, files[name])
+                _sync(folder)
+                failpoint("bundle.written")
+                self._publish(folder, bundle)
         failpoint("bundle.renamed")
         return bundle
 
@@ -197,10 +199,13 @@ class BundleStore:
         return sorted(entry.name for entry in self.root.iterdir() if _HASH.fullmatch(entry.name) and entry.is_dir())
 
     def prune(self, keep: Collection[str]) -> list[str]:
-        """Remove the bundles that are neither in ``keep`` nor loaded by anybody; returns the removed ones' hashes."""
+        """Remove the bundles that are neither in ``keep`` nor loaded by anybody; returns the removed ones' hashes.
+
+        Raises ``Unavailable`` where the store cannot be written.
+        """
         if not self.root.is_dir():
             return []
-        with self._exclusive():
+        with self._writable(), self._exclusive():
             self._sweep()
             return [bundle for bundle in self.bundles() if bundle not in keep and self._remove(bundle)]
 
@@ -250,6 +255,13 @@ class BundleStore:
             with _folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
                 if lock is not None:
                     shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unavailable(f"the bundle store {self.root} cannot be written: {error.strerror}") from error
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

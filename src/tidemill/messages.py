@@ -53,7 +53,10 @@ Slot = Literal["champion", "challenger", "previous"]
 
 
 class ModelVersion(Struct, frozen=True):
-    """What a slot holds from ``sequence`` on; the record's key is the slot. The highest sequence of ``champion`` serves."""
+    """What a slot holds from here on; the record's key is the slot. The last record of ``champion`` serves.
+
+    ``sequence`` is higher than all that its writer had read: it rises, but for two who wrote at the same moment.
+    """
 
     version: int
     uri: str

@@ -28,9 +28,15 @@ def load_original(path: Path, schema: Schema) -> Rows:
 
 
 def event_times(frame: pl.DataFrame, column: str) -> list[int]:
-    """Milliseconds of a timestamp (or whole-number) column; zeros where the data has no time."""
+    """Milliseconds of a timestamp (or whole-number) column; zeros where the data has no time.
+
+    Raises ``ConfigError`` for a column that holds something else.
+    """
     if not column:
         return [0] * len(frame)
     times = frame[column]
-    milliseconds = times.dt.epoch("ms") if times.dtype.is_temporal() else times.cast(pl.Int64)
+    try:
+        milliseconds = times.dt.epoch("ms") if times.dtype.is_temporal() else times.cast(pl.Int64)
+    except pl.exceptions.PolarsError:
+        raise ConfigError(f"time column {column!r} holds {times.dtype}, not dates, times or milliseconds") from None
     return milliseconds.fill_null(0).to_list()

@@ -23,6 +23,9 @@ GATE = 'read -r go && exec "$@" </dev/null'
 GUARD_SECONDS_MAX = 3.0
 """How long a new supervisor waits for a dead one's guard, which gives up after 2 s."""
 
+HEALTHY_SECONDS = 30.0
+"""A role that lived so long starts again with the shortest wait, and what ended the one before is past."""
+
 # A killed role may stay a zombie for as long as the machine's first process does not collect it: that is an end too.
 _GUARD = """
 import os, signal, sys, time
@@ -48,27 +51,37 @@ while groups and time.monotonic() < until:
 
 
 class RoleRun(Struct, frozen=True):
-    """What ``run/<role>.json`` tells others about a running role; ``mark`` tells a process from a later one of its pid."""
+    """What ``run/<role>.json`` tells others about a role; ``mark`` tells a process from a later one of its pid.
+
+    ``last_line`` is what the process said last that ended by itself, if one did. While the role waits for its restart,
+    ``pid`` is that process, and ``supervisor`` the one that will start it.
+    """
 
     role: str
     pid: int
     mark: str
     started_at: int
     restarts: int
+    last_line: str = ""
+    supervisor: int = 0
+    supervisor_mark: str = ""
 
 
 def run_file(run_dir: Path, role: str) -> Path:
-    """Where a role's ``RoleRun`` stands while it runs."""
+    """Where a role's ``RoleRun`` stands while it runs or waits for its restart."""
     return run_dir / f"{role}.json"
 
 
-def write_run(run_dir: Path, run: RoleRun) -> None:
-    """Whole or not at all: readers never see half a file. A full disk leaves it out: it only tells ``status``."""
+def write_run(run_dir: Path, run: RoleRun) -> bool:
+    """Whole or not at all: readers never see half a file. A full disk leaves it out (it only tells ``status``): False."""
     path = run_file(run_dir, run.role)
     draft = path.with_suffix(".draft")
-    with suppress(OSError):
+    try:
         draft.write_bytes(msgspec.json.encode(run))
         draft.replace(path)
+    except OSError:
+        return False
+    return True
 
 
 def read_runs(run_dir: Path) -> list[RoleRun]:
@@ -90,13 +103,22 @@ def process_mark(pid: int) -> str:
 
 def is_alive(run: RoleRun) -> bool:
     """Whether the very process that the file speaks of still runs."""
+    return not run.supervisor and _lives(run.pid, run.mark)
+
+
+def is_restarting(run: RoleRun) -> bool:
+    """Whether the role has ended, and there is still a supervisor that will start it again."""
+    return run.supervisor > 0 and _lives(run.supervisor, run.supervisor_mark)
+
+
+def _lives(pid: int, mark: str) -> bool:
     try:
-        os.kill(run.pid, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return not run.mark or process_mark(run.pid) == run.mark
+    return not mark or process_mark(pid) == mark
 
 
 @contextmanager

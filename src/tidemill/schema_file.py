@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from tidemill.core.inference import nearest
-from tidemill.core.schema import Feature, Schema
+from tidemill.core.inspection import category_text
+from tidemill.core.schema import UNREADABLE, Feature, Schema, is_readable
 from tidemill.errors import ConfigError
+from tidemill.messages import Label
 
 
 def read_schema(file: Path) -> Schema:
@@ -104,6 +106,8 @@ def _mistake(schema: Schema) -> str:
 
 def _feature_mistake(feature: Feature) -> str:
     place = f"feature {feature.name!r}"
+    if not is_readable(feature.name):
+        return f"{place}: {UNREADABLE}: rename the column in the data and the field in the requests"
     if feature.categories and feature.type != "category":
         return f"{place}: categories belong to the type category, not {feature.type}"
     if doubled := _doubled(list(feature.categories)):
@@ -119,6 +123,11 @@ def _class_mistake(schema: Schema) -> str:
     count = len(schema.classes)
     if doubled := _doubled([json.dumps(label) for label in schema.classes]):
         return f"classes: {doubled} stands there twice"
+    texts: dict[str, Label] = {}
+    for label in schema.classes:
+        other = texts.setdefault(category_text(label), label)
+        if other is not label:
+            return f"classes: {json.dumps(other)} and {json.dumps(label)} have the same text"
     if schema.task == "regression" and count:
         return "classes: a regression has none: take them out, or change task"
     if schema.task == "binary" and count != 2:

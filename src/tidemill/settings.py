@@ -6,6 +6,10 @@ from msgspec import Meta, Struct
 
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
+HOURS_MAX = 876_000
+"""A hundred years: as good as for ever, and no clock or database minds it."""
+BATCH_MAX = 1_000_000
+"""Records that a role holds in memory at once."""
 Seconds = Annotated[float, Meta(gt=0)]
 KafkaValue = str | int | float | bool
 
@@ -71,7 +75,7 @@ class Project(Section, frozen=True):
     ]
     data: Annotated[Text, Meta(description="the original data: a CSV or Parquet file")]
     schema: Annotated[Text, Meta(description="features, types and categories; edit it by hand")] = "schema.json"
-    seed: Annotated[int, Meta(ge=0, description="of every random choice")] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="of every random choice")] = 0
 
 
 class Stream(Section, frozen=True):
@@ -85,7 +89,8 @@ class Stream(Section, frozen=True):
         Meta(description="sqlite: full survives a power cut; normal only a killed process, and is faster"),
     ] = "full"
     retention_hours: Annotated[
-        float, Meta(gt=0, description="of requests, predictions, outcomes and events that every role has read")
+        float,
+        Meta(gt=0, le=HOURS_MAX, description="of requests, predictions, outcomes and events that every role has read"),
     ] = 168.0
     partitions: Annotated[
         Count, Meta(description="kafka: of requests, predictions, outcomes and dead letters; the predictors share them")
@@ -120,7 +125,7 @@ class Stream(Section, frozen=True):
 class Predictor(Section, frozen=True):
     """Answers requests."""
 
-    batch_max: Annotated[Count, Meta(description="requests a micro-batch takes at most")] = 1000
+    batch_max: Annotated[Count, Meta(le=BATCH_MAX, description="requests a micro-batch takes at most")] = 1000
     request_bytes_max: Annotated[Count, Meta(description="a larger request becomes a dead letter")] = 262_144
     require_id: Annotated[bool, Meta(description="a request without a key is a dead letter, not topic-partition-offset")] = (
         False
@@ -131,7 +136,7 @@ class Lake(Section, frozen=True):
     """The recorder's tables."""
 
     path: Annotated[Text, Meta(description="folder of the Delta tables")] = "lake"
-    flush_rows: Annotated[Count, Meta(description="write once so many records wait")] = 5000
+    flush_rows: Annotated[Count, Meta(le=BATCH_MAX, description="write once so many records wait")] = 5000
     flush_seconds: Annotated[Seconds, Meta(description="or once the oldest waits so long")] = 1.0
     compact_every: Annotated[Count, Meta(description="commits between compactions of a table")] = 50
 
@@ -139,7 +144,9 @@ class Lake(Section, frozen=True):
 class Labels(Section, frozen=True):
     """Joins outcomes with requests."""
 
-    wait_hours: Annotated[float, Meta(gt=0, description="an outcome that comes later than this is only counted")] = 720.0
+    wait_hours: Annotated[
+        float, Meta(gt=0, le=HOURS_MAX, description="an outcome that comes later than this is only counted")
+    ] = 720.0
 
 
 class Retrain(Section, frozen=True):

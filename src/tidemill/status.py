@@ -7,21 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tidemill.clock import Clock
-from tidemill.core.versions import Slots
-from tidemill.log.base import Log, Record, lag, read_all
+from tidemill.log.base import Log, Record, lag
 from tidemill.messages import Event, JournalEntry, ModelVersion, Topics
-from tidemill.processes import is_alive, read_runs
+from tidemill.processes import HEALTHY_SECONDS, is_alive, is_restarting, read_runs
+from tidemill.roles.promotion import read_slots
+from tidemill.roles.reading import decoded, read_messages
 
 SHOWN_EVENTS = ("requests_answered", "observations_joined", "quality_measured")
 """The newest of each is shown."""
+LOADED, REFUSED = "model_swapped", "bundle_refused"
+"""What the predictor says of a bundle that was announced."""
 
 
 class RoleState(Struct, frozen=True):
-    """A role that a supervisor started; one that it stopped in order is not listed."""
+    """A role that a supervisor started; one that it stopped in order is not listed.
+
+    One that is ``restarting`` has ended by itself and will be started again; ``last_line`` is what the ended one said last.
+    """
 
     role: str
     alive: bool
@@ -29,6 +35,8 @@ class RoleState(Struct, frozen=True):
     started_at: int
     seconds: float
     restarts: int
+    restarting: bool = False
+    last_line: str = ""
 
 
 class Behind(Struct, frozen=True):
@@ -40,13 +48,14 @@ class Behind(Struct, frozen=True):
 
 
 class Slot(Struct, frozen=True):
-    """A version in a slot; ``seconds`` since it came there."""
+    """A version in a slot; ``seconds`` since it came there. ``refused`` says why the predictor does not take it, if so."""
 
     version: int
     bundle: str
     data_version: int
     at: int
     seconds: float
+    refused: str = ""
 
 
 class Status(Struct, frozen=True):
@@ -69,7 +78,8 @@ def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
     """Look now. Parts are read one after the other, so counts of a busy project may differ by what came meanwhile."""
     now = clock.now_ms()
     names = {field: getattr(topics, field) for field in topics.__struct_fields__}
-    slots = Slots.of(record.value for record in read_all(log, topics.models))
+    slots = read_slots(log, topics)
+    events = _latest_events(log, topics)
     return Status(
         project=topics.requests.rpartition(".")[0],
         at=now,
@@ -77,11 +87,11 @@ def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
         roles=_roles(run_dir, now),
         lag={group: _behind(log, group, fields, names) for group, fields in CONSUMERS.items()},
         counts={field: sum(end for _, end in log.bounds(name).values()) for field, name in names.items()},
-        champion=_slot(slots.champion, now),
+        champion=_champion(slots.champion, now, events),
         challenger=_slot(slots.challenger, now),
         previous=_slot(slots.previous, now),
         last_decision=_last_decision(log, topics),
-        events=_latest_events(log, topics),
+        events={name: events[name] for name in SHOWN_EVENTS if name in events},
     )
 
 
@@ -96,7 +106,16 @@ CONSUMERS = {
 
 def _roles(run_dir: Path, now: int) -> list[RoleState]:
     return [
-        RoleState(run.role, is_alive(run), run.pid, run.started_at, (now - run.started_at) / 1000, run.restarts)
+        RoleState(
+            role=run.role,
+            alive=is_alive(run),
+            pid=run.pid,
+            started_at=run.started_at,
+            seconds=(now - run.started_at) / 1000,
+            restarts=run.restarts,
+            restarting=is_restarting(run),
+            last_line=run.last_line,
+        )
         for run in read_runs(run_dir)
     ]
 
@@ -113,23 +132,36 @@ def _slot(version: ModelVersion | None, now: int) -> Slot | None:
     return Slot(version.version, version.bundle, version.data_version, version.at, (now - version.at) / 1000)
 
 
+def _champion(version: ModelVersion | None, now: int, events: Mapping[str, Event]) -> Slot | None:
+    """With what the predictor said last of its bundle, where that was no."""
+    slot = _slot(version, now)
+    if slot is None:
+        return None
+    said = [name for name in events if name in (LOADED, REFUSED) and events[name].values.get("bundle") == slot.bundle]
+    if said[-1:] != [REFUSED]:
+        return slot
+    return replace(slot, refused=str(events[REFUSED].values.get("error")))
+
+
 def _last_decision(log: Log, topics: Topics) -> JournalEntry | None:
-    records = read_all(log, topics.journal)
-    return msgspec.json.decode(records[-1].value, type=JournalEntry) if records else None
+    return next(reversed(read_messages(log, topics.journal, JournalEntry)), None)
 
 
 def _latest_events(log: Log, topics: Topics) -> dict[str, Event]:
-    """The newest of each name. Only those are decoded: the log can be followed from its ends alone, and 100,000 events of
-    other names or older ones must not cost more than their reading.
+    """The newest of each name, in their order. Only those are decoded: the log can be followed from its ends alone, and
+    100,000 events of other names or older ones must not cost more than their reading.
     """
-    starts = {name: f'{{"name":"{name}",'.encode() for name in SHOWN_EVENTS}
+    starts = {name: f'{{"name":"{name}",'.encode() for name in (*SHOWN_EVENTS, LOADED, REFUSED)}
     latest: dict[str, Record] = {}
     for records in log.follow(topics.events):
         if not records:
             break
         for record in records:
-            latest |= {name: record for name, start in starts.items() if record.value.startswith(start)}
-    return {name: msgspec.json.decode(latest[name].value, type=Event) for name in SHOWN_EVENTS if name in latest}
+            for name in [name for name, start in starts.items() if record.value.startswith(start)]:
+                latest.pop(name, None)
+                latest[name] = record
+    found = {name: decoded(record, Event) for name, record in latest.items()}
+    return {name: event for name, event in found.items() if event is not None}
 
 
 def render(found: Status) -> str:
@@ -156,6 +188,10 @@ def _rows(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _role_cells(role: RoleState) -> tuple[str, ...]:
     restarts = f"{role.restarts} restarts" if role.restarts != 1 else "1 restart"
+    if role.last_line and (role.restarting or role.seconds < HEALTHY_SECONDS):
+        restarts += f", last line: {role.last_line}"
+    if role.restarting:
+        return role.role, "restarting", "", "", restarts
     if not role.alive:
         return role.role, "DEAD", f"pid {role.pid}", "", restarts
     return role.role, "alive", f"pid {role.pid}", f"for {_duration(role.seconds)}", restarts
@@ -165,7 +201,8 @@ def _slot_cells(name: str, slot: Slot | None) -> tuple[str, ...]:
     if slot is None:
         return name, "none", "", "", ""
     learned = f"{slot.data_version} observations"
-    return name, f"version {slot.version}", slot.bundle[:12], learned, f"for {_duration(slot.seconds)}"
+    refused = f", REFUSED by the predictor: {slot.refused}" if slot.refused else ""
+    return name, f"version {slot.version}", slot.bundle[:12], learned, f"for {_duration(slot.seconds)}{refused}"
 
 
 def _behind_cells(group: str, behind: Behind) -> tuple[str, ...]:

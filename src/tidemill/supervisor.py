@@ -19,9 +19,21 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TextIO
 
+from msgspec.structs import replace
+
 from tidemill.clock import SystemClock
 from tidemill.errors import ConfigError
-from tidemill.processes import GATE, Guard, RoleRun, present, process_mark, project_lock, run_file, write_run
+from tidemill.processes import (
+    GATE,
+    HEALTHY_SECONDS,
+    Guard,
+    RoleRun,
+    present,
+    process_mark,
+    project_lock,
+    run_file,
+    write_run,
+)
 
 STOP_STAGES = {"monitor": 1, "recorder": 2, "predictor": 3}
 """When a role stops; all others are 0. First who sends work or burns the processor (app, trainer, tracker), then who
@@ -33,9 +45,6 @@ STAGE_SECONDS = 1.0
 STOP_SECONDS = 4.5
 """Whatever lives then is killed: 5 s in all, with half a second for the kernel. Nothing is lost by it."""
 
-HEALTHY_SECONDS = 30.0
-"""A role that lived so long starts again with the shortest wait."""
-
 LINE_BYTES_MAX = 65_536
 """A longer line without an end is printed in pieces."""
 
@@ -44,6 +53,9 @@ SAME_STOP_SECONDS = 0.5
 
 TURN_SECONDS = 0.1
 """How long a death can go unnoticed where its output stays open (a grandchild holds it)."""
+
+LAST_LINE_CHARACTERS = 500
+"""Of what a role said last, as much as ``status`` shows."""
 
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
 
@@ -59,7 +71,10 @@ def failures_in_a_row(before: int, lived: float) -> int:
 
 
 class _Role:
-    """A role and its present process, if there is one; ``due`` is when the next one starts."""
+    """A role and its present process, if there is one; ``due`` is when the next one starts.
+
+    ``run`` is what its run file is to say, None for no file, and ``told`` whether it does.
+    """
 
     def __init__(self, name: str, command: Sequence[str], label: str) -> None:
         self.name = name
@@ -73,6 +88,8 @@ class _Role:
         self.pending = b""
         self.last_line = ""
         self.leaving = False
+        self.run: RoleRun | None = None
+        self.told = True
 
 
 class Supervisor:
@@ -177,6 +194,8 @@ class Supervisor:
                 self._bury(role)
             elif role.due is not None and role.due <= self._clock.monotonic() and self._exit_code is None:
                 self._start(role)
+            elif not role.told:
+                self._tell(role, role.run)
 
     def _read(self, role: _Role) -> bool:
         """Print the whole lines that have come; False when there is no more for now, or ever."""
@@ -232,8 +251,15 @@ class Supervisor:
         stream = _stdout(role)
         os.set_blocking(stream.fileno(), False)
         self._selector.register(stream, selectors.EVENT_READ, role)
-        run = RoleRun(role.name, role.process.pid, process_mark(role.process.pid), self._clock.now_ms(), role.starts - 1)
-        write_run(self._run_dir, run)
+        pid, said = role.process.pid, role.last_line[:LAST_LINE_CHARACTERS] if role.failures else ""
+        self._tell(role, RoleRun(role.name, pid, process_mark(pid), self._clock.now_ms(), role.starts - 1, said))
+
+    def _tell(self, role: _Role, run: RoleRun | None) -> None:
+        """Say it in the role's run file; what a full disk does not take is said at a later turn."""
+        role.run = run
+        if run is None:
+            run_file(self._run_dir, role.name).unlink(missing_ok=True)
+        role.told = run is None or write_run(self._run_dir, run)
 
     def _bury(self, role: _Role) -> None:
         """Take note of an ended process, kill what it left behind, and decide what follows."""
@@ -249,10 +275,19 @@ class Supervisor:
             self._selector.unregister(stream)
         stream.close()
         self._guard.forget(process.pid)
-        run_file(self._run_dir, role.name).unlink(missing_ok=True)
         role.process = None
         if not role.leaving:
             self._after_death(role, process.returncode)
+        self._tell(role, None if role.due is None else self._waiting(role))
+
+    def _waiting(self, role: _Role) -> RoleRun:
+        return replace(
+            present(role.run),
+            restarts=role.starts,
+            last_line=role.last_line[:LAST_LINE_CHARACTERS],
+            supervisor=os.getpid(),
+            supervisor_mark=process_mark(os.getpid()),
+        )
 
     def _after_death(self, role: _Role, code: int) -> None:
         if code == ConfigError.exit_code:
@@ -281,6 +316,8 @@ class Supervisor:
         start = self._ending_since = self._clock.monotonic()
         for role in self._roles:
             role.leaving, role.due = True, None
+            if role.process is None:
+                self._tell(role, None)
         for stage in sorted({_stage(role) for role in self._roles}):
             roles = [role for role in self._roles if _stage(role) == stage]
             for role in roles:
@@ -367,7 +404,7 @@ class Supervisor:
 
 
 def _stage(role: _Role) -> int:
-    return STOP_STAGES.get(role.name, 0)
+    return STOP_STAGES.get(role.name.partition("-")[0], 0)
 
 
 def _label(name: str, width: int, colour: int | None) -> str:

@@ -1,6 +1,7 @@
 """Reads the original data: a CSV or Parquet file as a frame, and its columns as the values that JSON would carry."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import polars as pl
 from tidemill.core.inference import CATEGORIES_MAX, Column, Kind, Value
 from tidemill.errors import ConfigError
 
+SEPARATORS = ",;\t|"
+HEADER_CHARACTERS_MAX = 1 << 20
 MISSING_IN_CSV = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
 """What a CSV file writes for "no value"; in Parquet only null and NaN are missing."""
 
@@ -52,12 +55,40 @@ def columns_for_inference(frame: pl.DataFrame) -> list[Column]:
 
 
 def _read_csv(path: Path) -> pl.DataFrame:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
+    separator, header = _header(path)
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise ConfigError(f"{path}: more than one column is named {', '.join(map(repr, doubled))}")
-    return pl.read_csv(path, infer_schema_length=None, try_parse_dates=True, null_values=MISSING_IN_CSV, glob=False)
+    frame = pl.read_csv(
+        path,
+        separator=separator,
+        infer_schema_length=None,
+        try_parse_dates=True,
+        null_values=MISSING_IN_CSV,
+        glob=False,
+    )
+    if len(header) == frame.width:
+        frame.columns = header  # polars leaves quotes inside a name doubled
+    return frame if separator == "," else frame.with_columns(map(_decimal_commas, frame.iter_columns()))
+
+
+def _header(path: Path) -> tuple[str, list[str]]:
+    """What separates the columns, and their names: a comma, unless only something else parts the first line."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        text = file.read(HEADER_CHARACTERS_MAX)
+    headers = {
+        separator: next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)), [])
+        for separator in SEPARATORS
+    }
+    return next(((separator, names) for separator, names in headers.items() if len(names) > 1), (",", headers[","]))
+
+
+def _decimal_commas(series: pl.Series) -> pl.Series:
+    """A column of text as numbers where all of it is numbers with a decimal comma, as in files that semicolons separate."""
+    if series.dtype != pl.String:
+        return series
+    numbers = series.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
+    return numbers if numbers.null_count() == series.null_count() < len(series) else series
 
 
 def _first_line(error: Exception) -> str:

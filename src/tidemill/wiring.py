@@ -7,15 +7,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from tidemill.clock import SystemClock
 from tidemill.configuration import Configuration, load
 from tidemill.core.metrics import metric
 from tidemill.core.space import Space
 from tidemill.errors import ConfigError
 from tidemill.learners.base import Learner
-from tidemill.log.base import Log, Topic, read_all
+from tidemill.log.base import Log, Topic
 from tidemill.messages import JournalEntry, ModelVersion, Topics, Trial
 from tidemill.tuning.base import Proposer
 
@@ -89,8 +87,10 @@ class Wiring:
         return BundleStore(self.configuration.bundles, learner)
 
     def announced(self) -> list[ModelVersion]:
-        """Every record of the topic ``models``, in order."""
-        return [msgspec.json.decode(record.value, type=ModelVersion) for record in read_all(self.log, self.topics.models)]
+        """Every version that ever stood in a slot, the oldest first."""
+        from tidemill.roles.promotion import announced
+
+        return list(announced(self.log, self.topics).values())
 
     def close(self) -> None:
         """Release the log, if it was opened."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tidemill.core.schema import Feature, Schema
+from tidemill.errors import Unavailable
 from tidemill.testing.tracker_contract import Copied, Copy, TrackerContract, a_decision, a_trial, a_version
 from tidemill.tracking.mlflow import MlflowTracker, create_store, start_ui
 
@@ -170,3 +171,21 @@ def test_the_pages_are_for_this_machine_only(store: Path) -> None:
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--allowed-hosts") + 1] == "127.0.0.1:5001,localhost:5001"
     assert "--no-serve-artifacts" in command
+
+
+def test_a_position_that_a_person_has_overwritten_is_none(store: Path) -> None:
+    """The tag can be edited in MLflow's pages: then everything is exported again."""
+    tracker = tracker_of(store)
+    assert tracker.advance({}, {("a", 0): 3})
+    for text in ("", "[]", '{"a": 3}', '{"a:0": "3"}'):
+        with contextlib.closing(sqlite3.connect(store, isolation_level=None)) as connection:
+            connection.execute("UPDATE experiment_tags SET value = ?", (text,))
+        assert tracker.positions() == {}
+    assert tracker.advance({}, {("a", 0): 4})
+
+
+def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    """The pages of a project in a folder where nothing can be written."""
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match=r"^MLflow's store .*file/mlflow.db: .*\Z"):
+        start_ui(f"sqlite:///{tmp_path}/file/mlflow.db", 5001)

@@ -30,6 +30,7 @@ from tidemill.learners.lightgbm import LightGBM
 from tidemill.log.base import Message, Reader, Record, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import JournalEntry, ModelVersion, Outcome, Prediction, Retrain, Topics, Trial, to_bytes
+from tidemill.testing.compacted import CompactedLog
 
 SCHEMA = Schema(
     (Feature("age", "number"), Feature("colour", "category", ("blue", "red"))), "bought", "binary", classes=("no", "yes")
@@ -42,8 +43,8 @@ HOLD_BACK: tuple[TableName, ...] = ("requests", "predictions", "outcomes", "dead
 class World:
     """A project's log, lake and store, and what each role would do with them, a step at a time."""
 
-    def __init__(self, root: Path) -> None:
-        self.log = SqliteLog(root / "log", "normal")
+    def __init__(self, root: Path, kind: type[SqliteLog] = SqliteLog) -> None:
+        self.log = kind(root / "log", "normal")
         self.log.create(Topic(getattr(TOPICS, name)) for name in TOPICS.__struct_fields__)
         self.lake = Lake(root / "lake")
         self.store = BundleStore(root / "bundles", lambda name: LightGBM())
@@ -67,13 +68,13 @@ class World:
 
     # The trainer.
 
-    def train(self, seed: int) -> str:
+    def train(self, seed: int, schema: Schema = SCHEMA) -> str:
         rng = np.random.default_rng(seed)
         rows: dict[str, list[Any]] = {
             "age": rng.uniform(18, 80, 80).tolist(),
             "colour": rng.choice(["blue", "red"], 80).tolist(),
         }
-        encoder = Encoder.fit(SCHEMA, rows)
+        encoder = Encoder.fit(schema, rows)
         matrix = encoder.encode(rows).matrix
         labels = (matrix[:, 0] + rng.normal(0, 9, 80) > 45).astype(np.float64)
         samples = Samples(matrix, labels, None, SCHEMA.columns, encoder.categorical, "binary", 2)
@@ -89,11 +90,17 @@ class World:
         self.log.append([Message(TOPICS.models, to_bytes(model), state.encode())])
 
     def decide(
-        self, id: str, version: int = 0, bundle: str = "", kind: Any = "experiment", merged: Sequence[str] = ()
+        self,
+        id: str,
+        version: int = 0,
+        bundle: str = "",
+        kind: Any = "experiment",
+        merged: Sequence[str] = (),
+        champion: int = 0,
     ) -> None:
         entry = JournalEntry(
             id, kind, "", "promoted", 0, version=version, bundle=bundle, merged=list(merged),
-            experiment=id if kind == "experiment" else "",
+            experiment=id if kind == "experiment" else "", champion_version=champion,
         )  # fmt: skip
         self.log.append([Message(TOPICS.journal, to_bytes(entry), id.encode())])
 
@@ -573,6 +580,18 @@ def test_a_command_that_was_sent_twice_is_found(world: World) -> None:
     assert broken(world.audit()) == {"commands-unique": ["command labelled-4 was sent 2 times"]}
 
 
+def test_a_first_model_may_be_asked_for_twice_and_again(world: World) -> None:
+    """The monitor and a person at the same moment name the same command; one that failed is asked for anew."""
+    world.command("first", 0)
+    world.command("first-2", 0)
+    world.decide("first-2")
+    report = world.audit()
+    assert broken(report) == {}
+    assert report.retrainings == 1, "a first model is no retraining"
+    world.decide("first-2")
+    assert broken(world.audit()) == {"commands-decided": ["command first-2 has 2 journal entries"]}
+
+
 @pytest.mark.parametrize(("id", "data_version"), [("labelled-4000", 4000), ("labelled-5", 4)])
 def test_a_command_that_was_not_due_is_found(world: World, id: str, data_version: int) -> None:
     """A command is of as many observations as its id says, and as there are."""
@@ -607,6 +626,62 @@ def test_a_sequence_that_does_not_rise_is_found(world: World) -> None:
     """The highest sequence serves, so none may come twice or late."""
     world.announce(3, world.train(3), 3)
     assert broken(world.audit()) == {"sequences-rise": ["sequence 3 comes after 3"]}
+
+
+def test_two_who_decided_at_the_same_moment_are_no_fault(world: World) -> None:
+    """Both had read sequence 3; each has its entry in the journal. A third record without one is still found."""
+    for _ in range(2):
+        world.announce(2, world.bundles[1], 4, "previous")
+        world.announce(1, world.bundles[0], 5)
+        world.decide("rollback", 1, world.bundles[0], "rollback", champion=2)
+    assert broken(world.audit()) == {}
+    world.announce(1, world.bundles[0], 5)
+    assert list(broken(world.audit())) == ["sequences-rise", "versions-rise"]
+
+
+def test_numbers_that_are_missing_among_the_sequences_are_no_fault(world: World) -> None:
+    """The log may have removed the records that had them."""
+    world.announce(3, world.train(3), 40)
+    assert broken(world.audit()) == {}
+
+
+def third_version(world: World) -> str:
+    """Champion, with the second as the previous; the first stands in no slot any more."""
+    bundle = world.train(3)
+    world.announce(2, world.bundles[1], 4, "previous")
+    world.announce(3, bundle, 5)
+    world.decide("asked-3", 3, bundle, champion=2)
+    return bundle
+
+
+def test_a_topic_of_which_only_the_last_of_each_slot_is_left_is_clean(world: World, tmp_path: Path) -> None:
+    """What was announced stands in the journal: as much is checked as before, and a fault in it is found."""
+    third_version(world)
+    before = world.audit()
+    world.log.close()
+    world.log = CompactedLog(tmp_path / "log", "normal")
+    report = world.audit()
+    assert broken(report) == {}
+    assert (report.bundles, report.recomputed, report.unchecked) == (before.bundles, before.recomputed, before.unchecked)
+    path = world.store.root / world.bundles[0] / "model.txt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert list(broken(world.audit())) == ["bundles"]
+
+
+def test_outcomes_of_a_schema_that_only_the_journal_remembers_are_good(tmp_path: Path) -> None:
+    """An old version read them, and none of today's slots holds it."""
+    world = World(tmp_path, CompactedLog)
+    world.bundles = [world.train(1, msgspec.structs.replace(SCHEMA, classes=("no", "maybe"))), world.train(2)]
+    world.announce(1, world.bundles[0], 1)
+    world.decide("first", 1, world.bundles[0])
+    world.tell("x", "maybe")
+    world.record()
+    world.announce(1, world.bundles[0], 2, "previous")
+    world.announce(2, world.bundles[1], 3)
+    world.decide("asked-2", 2, world.bundles[1], champion=1)
+    third_version(world)
+    assert broken(world.audit()) == {}
+    world.close()
 
 
 def test_a_version_goes_back_only_by_a_decision(world: World) -> None:

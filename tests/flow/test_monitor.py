@@ -18,8 +18,9 @@ from tidemill.errors import TidemillError
 from tidemill.lake import COLUMNS, Lake, TableName
 from tidemill.log.base import Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
-from tidemill.messages import Event, ModelVersion, Prediction, Retrain, Topics, to_bytes
+from tidemill.messages import Event, JournalEntry, ModelVersion, Prediction, Retrain, Topics, to_bytes
 from tidemill.roles.monitor import Monitor
+from tidemill.roles.reading import read_messages
 from tidemill.testing.clock import ManualClock
 
 TOPICS = Topics.of("demo")
@@ -273,6 +274,43 @@ def test_the_first_model_is_asked_for_once(world: World) -> None:
     assert [msgspec.json.decode(record.value, type=Retrain).id for record in read_all(world.log, TOPICS.retrain)] == [
         "first"
     ]
+
+
+def test_a_first_model_that_failed_is_asked_for_again_by_the_next_process(world: World) -> None:
+    """Whoever started it may have mended what was wrong; the same process does not, nor one that finds it asked for."""
+
+    def asked() -> list[str]:
+        return [command.id for command in read_messages(world.log, TOPICS.retrain, Retrain)]
+
+    def fail(id: str) -> None:
+        entry = JournalEntry(id, "experiment", "first", "failed", 0, id, detail="too little data")
+        world.log.append([Message(TOPICS.journal, to_bytes(entry), id.encode())])
+
+    world.start()
+    fail("first")
+    world.monitor.start()
+    assert asked() == ["first"]
+    world.start()
+    world.start()
+    assert asked() == ["first", "first-2"]
+    fail("first-2")
+    world.start()
+    assert asked() == ["first", "first-2", "first-3"]
+    version = ModelVersion(1, "v1", "abc", "s", "champion", 0, "first-3", 0, 1)
+    world.log.append([Message(TOPICS.models, to_bytes(version), b"champion")])
+    world.start()
+    assert asked() == ["first", "first-2", "first-3"]
+
+
+def test_what_others_wrote_into_the_topics_is_passed_over(world: World) -> None:
+    """Junk in ``retrain``, ``models`` and ``journal``: the commands that are due are sent, each once."""
+    for topic in (TOPICS.retrain, TOPICS.models, TOPICS.journal):
+        world.log.append([Message(topic, junk, b"champion") for junk in (b"\xff garbage", b"{}", b"")])
+    world.start(every=10)
+    world.labelled(*(f"r{i}" for i in range(12)))
+    world.turn()
+    world.start(every=10)
+    assert [command.id for command in read_messages(world.log, TOPICS.retrain, Retrain)] == ["first", "labelled-10"]
 
 
 def test_no_first_model_is_asked_for_where_one_serves(world: World) -> None:

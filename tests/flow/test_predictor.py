@@ -428,11 +428,12 @@ def waited(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_the_highest_sequence_serves(world: World) -> None:
-    """A record that is out of date, or unreadable, changes nothing; a rollback is a higher one that names an old bundle."""
-    world.announce(world.second, 2, sequence=7)
-    world.announce(world.first, 1, sequence=3)
-    world.log.append([Message(TOPICS.models, b"no model", b"champion")])
+def test_the_last_champion_serves(world: World) -> None:
+    """In the order of the log, whatever the sequences say; what is unreadable changes nothing."""
+    world.announce(world.first, 1, sequence=7)
+    world.announce(world.second, 2, sequence=3)
+    for foreign in (b"no model", b"\xff", b'{"more":' + b"[" * 100_000):
+        world.log.append([Message(TOPICS.models, foreign, b"champion")])
     with world.predictor():
         world.send(request(0), "0")
         assert world.answers(1)[-1].bundle == world.second

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 
 from tidemill.bundles import BundleStore, Card
 from tidemill.clock import SystemClock
+from tidemill.core.auditing import sequences_rise, versions_rise
 from tidemill.core.encoder import Encoder
 from tidemill.core.schema import Feature, Schema
 from tidemill.core.versions import Slots
@@ -21,8 +23,11 @@ from tidemill.log.base import Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import JournalEntry, ModelVersion, Prediction, Topics, to_bytes
 from tidemill.roles.predictor import Predictor
-from tidemill.roles.promotion import promote, read_slots, rollback
+from tidemill.roles.promotion import LOCK, LOCK_SECONDS, deciding, promote, read_slots, rollback
+from tidemill.roles.reading import read_messages
 from tidemill.settings import Predictor as PredictorSettings
+from tidemill.testing.clock import ManualClock
+from tidemill.testing.compacted import CompactedLog
 from tidemill.wiring import learner
 
 TOPICS = Topics.of("test")
@@ -33,8 +38,8 @@ CLOCK = SystemClock()
 class World:
     """A log and a store in which versions are announced without a trainer."""
 
-    def __init__(self, folder: Path) -> None:
-        self.log = SqliteLog(folder / "log", "normal")
+    def __init__(self, folder: Path, kind: type[SqliteLog] = SqliteLog) -> None:
+        self.log = kind(folder / "log", "normal")
         self.log.create(Topic(getattr(TOPICS, field)) for field in TOPICS.__struct_fields__)
         self.store = BundleStore(folder / "bundles", learner)
 
@@ -64,7 +69,12 @@ class World:
         slots = self.slots
         made = ModelVersion(number, bundle, bundle, SCHEMA.digest(), "challenger", number, f"e{number}", 0, 0)
         moves = slots.promote(made, 0) if champion else slots.challenge(made, 0)
-        self.log.append([Message(TOPICS.models, to_bytes(move), move.state.encode()) for move in moves])
+        entry = JournalEntry(
+            f"e{number}", "experiment", "asked", "promoted" if champion else "waiting", 0, f"e{number}", number,
+            version=number, bundle=bundle, champion_version=slots.champion.version if slots.champion else 0,
+        )  # fmt: skip
+        records = [Message(TOPICS.models, to_bytes(move), move.state.encode()) for move in moves]
+        self.log.append([*records, Message(TOPICS.journal, to_bytes(entry), entry.id.encode())])
         return bundle
 
     @property
@@ -75,8 +85,19 @@ class World:
         champion = self.slots.champion
         return champion.version if champion else 0
 
+    def decisions(self) -> list[JournalEntry]:
+        """The whole journal, experiments too."""
+        return read_messages(self.log, TOPICS.journal, JournalEntry)
+
     def journal(self) -> list[JournalEntry]:
-        return [msgspec.json.decode(record.value, type=JournalEntry) for record in read_all(self.log, TOPICS.journal)]
+        """A person's words."""
+        return [entry for entry in self.decisions() if entry.kind != "experiment"]
+
+    def check(self) -> None:
+        """What the audit says of the decisions."""
+        models = read_messages(self.log, TOPICS.models, ModelVersion)
+        for check in (sequences_rise, versions_rise):
+            assert check(models, self.decisions()).examples == []
 
     def rollback(self, version: int | None = None) -> ModelVersion:
         return rollback(self.log, TOPICS, self.store, CLOCK, version)
@@ -92,10 +113,11 @@ class World:
         raise AssertionError(f"no answer to {id}")
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+@pytest.fixture(params=[SqliteLog, CompactedLog])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path, request.param)
     yield made
+    made.check()
     made.log.close()
 
 
@@ -166,6 +188,122 @@ def test_promotion_needs_a_challenger_that_waits(world: World) -> None:
         promote(world.log, TOPICS, world.store, CLOCK)
     (entry,) = world.journal()
     assert (entry.kind, entry.version, entry.champion_version) == ("promotion", 2, 1)
+
+
+class Meeting(BundleStore):
+    """Two who decide have both made up their minds before either goes on."""
+
+    def __init__(self, store: BundleStore, of: int = 2) -> None:
+        super().__init__(store.root, store.learner)
+        self.barrier = threading.Barrier(of, timeout=60)
+
+    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
+        self.verify(bundle)
+        self.barrier.wait()
+
+
+def at_once(*words: Callable[[], ModelVersion]) -> list[int | str]:
+    """Each in its thread: the version that serves from then on, or why not."""
+
+    def say(word: Callable[[], ModelVersion]) -> int | str:
+        try:
+            return word().version
+        except UnknownModel as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(words)) as threads:
+        return list(threads.map(say, words))
+
+
+def test_two_rollbacks_at_once_go_back_once(world: World) -> None:
+    """The second sees that it has been done."""
+    for number in (1, 2, 3):
+        world.version(number)
+    world.store = Meeting(world.store)
+    found = at_once(world.rollback, world.rollback)
+    assert sorted(map(str, found)) == ["2", "version 2 is the champion already"]
+    assert (world.serving(), len(world.journal())) == (2, 1)
+
+
+def test_a_promotion_and_a_rollback_at_once_follow_one_another(world: World) -> None:
+    """Either may be first; the second's version serves, and the first's is the one before."""
+    for number in (1, 2):
+        world.version(number)
+    world.version(3, champion=False)
+    world.store = Meeting(world.store)
+    found = at_once(lambda: promote(world.log, TOPICS, world.store, CLOCK), world.rollback)
+    assert found == [3, 1]
+    words = world.journal()
+    assert [entry.champion_version for entry in words] == [2, words[0].version]
+    slots = world.slots
+    assert slots.champion is not None
+    assert slots.previous is not None
+    assert (slots.champion.version, slots.previous.version) == (words[1].version, words[0].version)
+
+
+def test_a_challenger_that_nobody_has_looked_at_is_not_promoted(world: World) -> None:
+    """A newer one came between a person's word and its record: the person is told."""
+    world.version(1)
+    world.version(2, champion=False)
+    world.store = Meeting(world.store)
+
+    def challenge() -> ModelVersion:
+        world.version(3, champion=False)
+        world.store.try_in_child(world.store.bundles()[0])
+        return world.slots.held()[0]
+
+    found = at_once(lambda: promote(world.log, TOPICS, world.store, CLOCK), challenge)
+    assert found == ["version 2 no longer waits: another challenger has come, look at it first", 1]
+    assert world.journal() == []
+
+
+def test_a_bundle_that_was_pruned_in_between_is_not_announced(world: World) -> None:
+    """It was good when it was tried, and is gone when the word is to be written."""
+    world.version(1)
+    keep = [world.version(2), world.version(3)]
+    world.store = Meeting(world.store)
+
+    def prune() -> ModelVersion:
+        with deciding(world.store, CLOCK):
+            world.store.try_in_child(keep[0])
+            world.store.prune(keep)
+        return world.slots.held()[0]
+
+    refused, champion = at_once(lambda: world.rollback(1), prune)
+    assert "no bundle" in str(refused)
+    assert (champion, world.serving(), world.journal()) == (3, 3, [])
+
+
+def test_one_who_hangs_in_a_decision_does_not_keep_others_from_theirs(world: World) -> None:
+    """After five seconds they go on without the lock: the order of the log holds all the same."""
+    for number in (1, 2):
+        world.version(number)
+    clock = ManualClock()
+    with deciding(world.store, CLOCK):
+        assert rollback(world.log, TOPICS, world.store, clock).version == 1
+    assert clock.monotonic() >= LOCK_SECONDS
+    assert world.serving() == 1
+
+
+def test_where_no_lock_can_be_had_a_word_is_still_taken(world: World) -> None:
+    """The lock's file is a folder here, as where a file system has no locks."""
+    for number in (1, 2):
+        world.version(number)
+    (world.store.root / LOCK).mkdir()
+    assert world.rollback().version == 1
+
+
+def test_records_of_others_are_passed_over(world: World) -> None:
+    """Junk in ``models`` and in ``journal``: what was announced is still known, and a person's word is still taken."""
+    for number in (1, 2, 3):
+        world.version(number)
+    for junk in (b"\xff garbage", b"", b"{}", b'{"more":' + b"[" * 100_000):
+        world.log.append([Message(TOPICS.models, junk, b"junk"), Message(TOPICS.journal, junk, b"junk")])
+    assert rollback(world.log, TOPICS, world.store, CLOCK, 1).version == 1
+    assert world.slots.champion is not None
+    assert (world.slots.champion.version, world.slots.champion.schema) == (1, SCHEMA.digest())
+    for version in world.slots.held():
+        assert version.schema == SCHEMA.digest()
 
 
 def test_the_predictor_follows_a_rollback(world: World) -> None:

@@ -117,6 +117,60 @@ def test_roles_are_alive_or_dead(log: Log, run_dir: Path) -> None:
     assert any("recorder" in line and "DEAD" in line and "2 restarts" in line for line in lines)
 
 
+def test_a_role_that_is_restarted_again_and_again_is_shown(log: Log, run_dir: Path) -> None:
+    """With how often, and what it said last; where its supervisor is gone, so is the role."""
+    clock = ManualClock(now_ms=200_000)
+    mine = process_mark(os.getpid())
+    last = "tidemill: topic 'adult.requests', offset 5: damaged"
+    write_run(run_dir, RoleRun("monitor", os.getpid(), "gone", 190_000, 12, last, os.getpid(), mine))
+    write_run(run_dir, RoleRun("predictor", os.getpid(), "gone", 190_000, 12, last, os.getpid(), "gone too"))
+    found = status(log, TOPICS, run_dir, clock)
+    assert [(role.role, role.alive, role.restarting, role.last_line) for role in found.roles] == [
+        ("monitor", False, True, last),
+        ("predictor", False, False, last),
+    ]
+    [line] = [line for line in render(found).splitlines() if line.startswith("  monitor")]
+    assert line.split() == f"monitor restarting 12 restarts, last line: {last}".split()
+    line = next(line for line in render(found).splitlines() if line.startswith("  predictor"))
+    assert line.split()[:2] == ["predictor", "DEAD"]
+    write_run(run_dir, RoleRun("predictor", os.getpid(), mine, 190_000, 12, last))
+    assert f"for 10 s  12 restarts, last line: {last}" in render(status(log, TOPICS, run_dir, clock))
+    clock.advance(30)
+    assert last not in "".join(
+        line for line in render(status(log, TOPICS, run_dir, clock)).splitlines() if line.startswith("  predictor")
+    )
+
+
+def test_a_champion_that_was_refused_is_not_shown_as_normal(log: Log, run_dir: Path) -> None:
+    """Until the predictor has taken it after all, or another one is the champion."""
+
+    def told(name: str, version: int, **more: str) -> Status:
+        values = {"version": version, "bundle": f"bundle{version}", **more}
+        log.append([Message(TOPICS.events, to_bytes(Event(name, "predictor", 5, values)))])
+        return status(log, TOPICS, run_dir, ManualClock(now_ms=100_000))
+
+    def champion(version: int, sequence: int) -> None:
+        moved = ModelVersion(version, "uri", f"bundle{version}", "s", "champion", 0, "e", 0, sequence)
+        log.append([Message(TOPICS.models, to_bytes(moved), b"champion")])
+
+    def refused(found: Status) -> str:
+        assert found.champion is not None
+        return found.champion.refused
+
+    champion(1, 1)
+    assert refused(told("model_swapped", 1)) == ""
+    champion(2, 2)
+    found = told("bundle_refused", 2, error="BundleRefused: model.txt is not what its manifest says")
+    assert refused(found) == "BundleRefused: model.txt is not what its manifest says"
+    [line] = [line for line in render(found).splitlines() if line.startswith("  champion")]
+    assert line.endswith(", REFUSED by the predictor: BundleRefused: model.txt is not what its manifest says")
+    assert list(found.events) == []
+    assert refused(told("model_swapped", 2)) == ""
+    told("bundle_refused", 2, error="again")
+    champion(1, 3)
+    assert refused(status(log, TOPICS, run_dir, ManualClock())) == ""
+
+
 def test_its_json_comes_back_the_same(log: Log, run_dir: Path) -> None:
     """The JSON form holds all of it."""
     found = status(log, TOPICS, run_dir, ManualClock())

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from tidemill.log.base import Message, Topic, lag
 from tidemill.log.sqlite import SqliteLog
-from tidemill.messages import Topics, to_bytes
+from tidemill.messages import JournalEntry, Topics, to_bytes
 from tidemill.roles.tracker import GROUP, TrackerRole
 from tidemill.testing.clock import ManualClock
 from tidemill.testing.tracker_contract import a_decision, a_trial
@@ -187,6 +187,79 @@ def test_without_mlflow_the_role_says_so_and_waits(log: SqliteLog, tmp_path: Pat
     assert [line["event"] for line in logged] == ["tracker_gave_up"]
     assert "pip install 'tidemill[mlflow]'" in logged[0]["detail"]
     assert not log.committed(GROUP)
+
+
+def remove(store: Path) -> None:
+    """As a person does it: rm mlflow.db*"""
+    for file in store.parent.glob(store.name + "*"):
+        file.unlink()
+
+
+def test_a_store_that_is_removed_is_filled_again(log: SqliteLog, store: Path) -> None:
+    """While the role runs: soon, without anything new to export, and what comes later goes there too."""
+    an_experiment(log)
+    with capture_logs() as logged, running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+        remove(store)
+        until(lambda: store.exists() and store.stat().st_size and keys(store) == EXPECTED)
+        assert [line["event"] for line in logged] == ["tracking_starts_over"]
+        send(log, TOPICS.trials, a_trial(9))
+        until(lambda: all_exported(log))
+    assert keys(store) == sorted([*EXPECTED, "count-1/9"])
+
+
+def test_a_store_that_was_removed_before_is_filled_from_the_start(log: SqliteLog, store: Path) -> None:
+    """While no role runs, and of the file alone: what SQLite left beside it does no harm to the new one."""
+    an_experiment(log)
+    with running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+    store.unlink()
+    for ending in ("-wal", "-shm"):
+        store.with_name(store.name + ending).write_bytes(b"of the old one")
+    with running(log, tracker_of(store)):
+        until(lambda: store.exists() and keys(store) == EXPECTED)
+
+
+def test_an_older_copy_of_the_store_is_brought_up_to_date(log: SqliteLog, store: Path) -> None:
+    """A backup that a person puts back lacks the newest experiments: exactly those are exported again."""
+    an_experiment(log)
+    with running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+    shutil.copy(store, store.with_name("backup"))
+    send(log, TOPICS.trials, *(a_trial(number) for number in range(10, 40)))
+    with capture_logs() as logged, running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+        remove(store)
+        shutil.copy(store.with_name("backup"), store)
+        until(lambda: len(keys(store)) == len(EXPECTED) + 30)
+    assert [line["positions"] for line in logged] == [{f"{TOPICS.trials}:0": TRIALS}]
+
+
+def test_a_store_that_is_removed_in_the_middle_of_a_batch_is_filled_again(log: SqliteLog, store: Path) -> None:
+    """Half of the batch went to the old store, half to the new one: the whole comes again."""
+
+    class Removed(MlflowTracker):
+        def record_decision(self, entry: JournalEntry) -> None:
+            if not times:
+                remove(store)
+            times.append(entry)
+            super().record_decision(entry)
+
+    times: list[JournalEntry] = []
+    an_experiment(log)
+    with running(log, Removed(f"sqlite:///{store}", "adult", "each", store.parent / "bundles")):
+        until(lambda: len(times) == 2 and all_exported(log))
+    assert keys(store) == EXPECTED
+
+
+def test_an_empty_file_is_no_store(log: SqliteLog, store: Path) -> None:
+    """SQLite makes one when a store vanishes in the middle of a write."""
+    store.write_bytes(b"")
+    assert tracker_of(store).experiments() == 0
+    an_experiment(log)
+    with running(log, tracker_of(store)):
+        until(lambda: all_exported(log))
+    assert keys(store) == EXPECTED
 
 
 CHILD = """

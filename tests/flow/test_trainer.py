@@ -13,6 +13,7 @@ import pytest
 
 from tidemill.bundles import BundleStore
 from tidemill.clock import SystemClock
+from tidemill.core.auditing import sequences_rise, versions_rise
 from tidemill.core.outcomes import label_numbers
 from tidemill.core.schema import Feature, Schema
 from tidemill.core.training_set import Rows, balanced_weights
@@ -23,10 +24,12 @@ from tidemill.log.base import Message, Topic, lag, read_all
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import JournalEntry, Label, ModelVersion, Retrain, Topics, Trial, to_bytes
 from tidemill.roles.experiment import Search, prepare
-from tidemill.roles.promotion import promote, read_slots
+from tidemill.roles.promotion import promote, read_slots, rollback
+from tidemill.roles.reading import read_messages
 from tidemill.roles.trainer import Trainer
 from tidemill.settings import Bundles, Project, Settings, Tune, Verdict
 from tidemill.settings import Retrain as RetrainSettings
+from tidemill.testing.compacted import CompactedLog
 from tidemill.wiring import PROPOSERS, learner
 from tidemill.wiring import lightgbm as lightgbm_learner
 
@@ -70,13 +73,14 @@ class WithoutChild(BundleStore):
 class World:
     """A log, a lake that a monitor fills, a store, and a trainer that serves all that waits."""
 
-    def __init__(self, folder: Path) -> None:
-        self.log = SqliteLog(folder / "log", "normal")
+    def __init__(self, folder: Path, kind: type[SqliteLog] = SqliteLog) -> None:
+        self.log = kind(folder / "log", "normal")
         self.log.create(Topic(getattr(TOPICS, field)) for field in TOPICS.__struct_fields__)
         self.lake = Lake(folder / "lake")
         self.store: BundleStore = WithoutChild(folder / "bundles", learner)
         self.observations = 0
         self.rows = original()
+        self.words: list[Callable[[], object]] = []
 
     def observe(self, rows: int, rule: Rule = old, event_at: Callable[[int], int] = lambda number: number) -> None:
         ages, works, labels = people(rows, rule, 100 + self.observations)
@@ -115,8 +119,9 @@ class World:
         plan = Search(lightgbm_learner, PROPOSERS["optuna"], tune, 0, SystemClock())
         stop = threading.Event()
         trainer = Trainer(
-            self.log, TOPICS, self.lake, self.store, settings, "digest", schema, lambda: self.rows, plan, SystemClock()
-        )
+            self.log, TOPICS, self.lake, self.store, settings, "digest", schema, lambda: self.rows, plan, SystemClock(),
+            on_trial=self.tried,
+        )  # fmt: skip
 
         def idle() -> None:
             if not lag(self.log, "trainer", [TOPICS.retrain])[TOPICS.retrain]:
@@ -125,7 +130,7 @@ class World:
         trainer.run(stop, idle)
 
     def read(self, topic: str, kind: type[Any]) -> list[Any]:
-        return [msgspec.json.decode(record.value, type=kind) for record in read_all(self.log, topic)]
+        return read_messages(self.log, topic, kind)
 
     @property
     def journal(self) -> list[JournalEntry]:
@@ -139,11 +144,60 @@ class World:
     def trials(self) -> list[Trial]:
         return self.read(TOPICS.trials, Trial)
 
+    @property
+    def slots(self) -> dict[str, int]:
+        """By slot the version that stands in it."""
+        return {version.state: version.version for version in read_slots(self.log, TOPICS).held()}
+
+    def make(self, versions: int) -> None:
+        """Versions 1, 2 ..., each promoted over the one before."""
+        for number in range(1, versions + 1):
+            self.observe(10)
+            self.ask(f"made-{number}", self.observations)
+            self.serve(verdict=Verdict(policy="always"))
+
+    def meanwhile(self, word: Callable[[], object]) -> None:
+        """A person's word in the middle of the next search, once."""
+        self.words.append(word)
+
+    def tried(self, trial: Trial) -> None:
+        """Between two trials."""
+        while self.words:
+            self.words.pop()()
+
+    def rollback(self, version: int | None = None) -> ModelVersion:
+        return rollback(self.log, TOPICS, self.store, SystemClock(), version)
+
+    def promote(self) -> ModelVersion:
+        return promote(self.log, TOPICS, self.store, SystemClock())
+
+    def damage(self, bundle: str) -> None:
+        """Flip a bit."""
+        path = self.store.root / bundle / "model.txt"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def check_decisions(self) -> None:
+        """What the audit says of them."""
+        for check in (sequences_rise, versions_rise):
+            assert check(self.models, self.journal).examples == []
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path)
     yield made
+    made.lake.close()
+    made.log.close()
+
+
+@pytest.fixture(params=[SqliteLog, CompactedLog])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A world whose log keeps all of ``models``, or only what must be kept; its decisions are audited at the end."""
+    made = World(tmp_path, request.param)
+    yield made
+    made.check_decisions()
     made.lake.close()
     made.log.close()
 
@@ -364,3 +418,203 @@ def test_what_ships_is_what_was_scored(world: World) -> None:
     even = prepared.samples
     bare = Samples(even.matrix, even.labels, None, even.columns, even.categorical, even.task, even.classes)
     assert LightGBM().fit(bare, best.parameters, best.rounds, 0, 1).to_bytes() != text.encode()
+
+
+def test_a_rollback_during_an_experiment_has_the_last_word(either: World) -> None:
+    """The challenger was judged against a version that serves no more: it waits, the journal says why, and can serve."""
+    either.make(2)
+    either.meanwhile(either.rollback)
+    either.observe(10)
+    either.ask("asked-3", either.observations)
+    either.serve(verdict=Verdict(policy="always"))
+    assert either.slots == {"champion": 1, "previous": 2, "challenger": 3}
+    entry = either.journal[-1]
+    assert (entry.verdict, entry.version, entry.champion_version) == ("waiting", 3, 2)
+    assert entry.detail == (
+        "when this experiment began version 2 served, now version 1 by a person's word: tidemill promote lets the"
+        " challenger serve"
+    )
+    either.promote()
+    assert either.slots == {"champion": 3, "previous": 1, "challenger": 3}
+
+
+def test_a_promotion_during_an_experiment_has_the_last_word(world: World) -> None:
+    """The next challenger takes the place of the one that was promoted, whose own records stay as they are."""
+    for id in ("first", "asked-2", "asked-3"):
+        world.observe(10)
+        world.ask(id, world.observations)
+        if id == "asked-3":
+            world.meanwhile(world.promote)
+        world.serve(verdict=Verdict(policy="manual"))
+    assert [entry.verdict for entry in world.journal] == ["promoted", "waiting", "promoted", "waiting"]
+    assert world.slots == {"champion": 2, "previous": 1, "challenger": 3}
+    assert world.promote().version == 3
+    assert world.rollback().version == 2
+    world.check_decisions()
+
+
+def test_a_person_who_never_rests_always_has_the_last_word(world: World) -> None:
+    """Rollbacks at every moment of two experiments, that between the decision and its commit too: none is passed over."""
+    world.make(2)
+    stop = threading.Event()
+
+    def roll() -> None:
+        while not stop.is_set():
+            world.rollback()
+
+    person = threading.Thread(target=roll)
+    person.start()
+    try:
+        for number in (3, 4):
+            world.ask(f"asked-{number}", world.observations)
+            world.serve(verdict=Verdict(policy="always"))
+    finally:
+        stop.set()
+        person.join(20)
+    experiments = [entry for entry in world.journal if entry.kind == "experiment"]
+    words = [entry for entry in world.journal if entry.kind == "rollback"]
+    assert [entry.verdict for entry in experiments] == ["promoted", "promoted", "waiting", "waiting"]
+    assert len({entry.id for entry in words}) == len(words) > 10
+    assert (world.slots["champion"], world.slots["challenger"]) == (words[-1].version, 4)
+    sequences = [version.sequence for version in world.models]
+    assert sequences == sorted(set(sequences)), "one decision at a time"
+
+
+def test_an_experiment_that_kept_the_champion_says_nothing_of_another(world: World) -> None:
+    """The challenger lost; who serves meanwhile does not matter."""
+    world.make(2)
+    world.meanwhile(world.rollback)
+    world.observe(40, new)
+    world.observe(40)
+    world.ask("asked-3", world.observations)
+    world.serve(verdict=better())
+    assert world.slots == {"champion": 1, "previous": 2}
+    assert (world.journal[-1].verdict, world.journal[-1].detail) == ("kept", "")
+    world.check_decisions()
+
+
+def test_after_a_rollback_the_next_experiment_goes_on_as_usual(either: World) -> None:
+    """Judged against what serves, promoted over it; the journal knows every version that can come back."""
+    either.make(3)
+    either.rollback(1)
+    either.observe(400, new)
+    either.ask("asked-4", either.observations)
+    either.serve(verdict=better())
+    assert (either.journal[-1].verdict, either.journal[-1].champion_version) == ("promoted", 1)
+    assert either.slots == {"champion": 4, "previous": 1}
+    assert either.rollback(2).version == 2
+    assert either.slots == {"champion": 2, "previous": 4}
+
+
+@pytest.mark.parametrize(
+    ("policy", "verdict", "serves"), [("better", "promoted", 2), ("always", "promoted", 2), ("manual", "waiting", 1)]
+)
+def test_a_damaged_champion_does_not_stop_the_next_version(world: World, policy: Any, verdict: str, serves: int) -> None:
+    """It can defend nothing: a sound challenger takes its place, unless a person decides; the journal says so."""
+    world.make(1)
+    world.damage(world.models[0].bundle)
+    world.observe(10)
+    world.ask("asked-2", world.observations)
+    world.serve(verdict=Verdict(policy=policy))
+    entry = world.journal[-1]
+    assert (entry.verdict, entry.version, entry.rows) == (verdict, 2, 240 + 20), "nothing is held out"
+    assert entry.detail.startswith("not judged against the champion: bundle ")
+    assert "model.txt is not what its manifest says" in entry.detail
+    assert world.slots["champion"] == serves
+
+
+def test_a_champion_that_is_damaged_during_the_search_loses_its_place(world: World) -> None:
+    """It was good when the experiment began, and is not when it is to be judged."""
+    world.make(1)
+    world.meanwhile(lambda: world.damage(world.models[0].bundle))
+    world.observe(100)
+    world.ask("asked-2", world.observations)
+    world.serve(verdict=better())
+    entry = world.journal[-1]
+    assert (entry.verdict, entry.rows, entry.statistic) == ("promoted", 240 + 110, {})
+    assert "model.txt is not what its manifest says" in entry.detail
+
+
+def test_a_champion_whose_bundle_is_gone_loses_its_place(world: World) -> None:
+    """Whoever starts anew could not load it."""
+    world.make(1)
+    world.store.prune([])
+    world.observe(10)
+    world.ask("asked-2", world.observations)
+    world.serve(verdict=better())
+    assert world.slots == {"champion": 2, "previous": 1}
+    assert "no bundle" in world.journal[-1].detail
+
+
+def test_a_label_that_the_schema_no_longer_has_fails_the_experiment(world: World) -> None:
+    """In the original data, or among the observations; the champion stays, and the next command is served."""
+    world.make(1)
+    narrow = msgspec.structs.replace(SCHEMA, classes=("no", "maybe"))
+    world.ask("asked-2")
+    world.serve(narrow)
+    world.rows = Rows(world.rows.columns, ["no", "maybe"] * 120, world.rows.times_ms)
+    world.ask("asked-3", 10)
+    world.serve(narrow)
+    world.ask("asked-4")
+    world.serve(narrow)
+    failed = world.journal[1:3]
+    assert [(entry.id, entry.verdict, entry.version) for entry in failed] == [
+        ("asked-2", "failed", 0),
+        ("asked-3", "failed", 0),
+    ]
+    for entry in failed:
+        assert "a label of the training data does not fit schema.json" in entry.detail
+        assert "'yes' is none of 'no', 'maybe'" in entry.detail
+    assert world.journal[3].verdict == "promoted"
+
+
+def test_a_held_out_label_that_the_schema_no_longer_has_fails_the_experiment(world: World) -> None:
+    """The rows that are learnt from have none of them; those that the models are judged on do."""
+    world.make(1)
+    world.observe(40, lambda age, work: False)
+    frame = world.lake.observations(20).with_columns(outcome=pl.lit('"perhaps"'), number=pl.int_range(20) + 50)
+    world.lake.append("observations", frame.select(*COLUMNS["observations"]).cast(COLUMNS["observations"]), {"monitor": 70})  # type: ignore[arg-type]
+    world.ask("asked-2", 70)
+    world.serve(verdict=better(holdout=0.2, holdout_rows_min=5))
+    entry = world.journal[-1]
+    assert entry.verdict == "failed", entry
+    assert "'perhaps' is none of 'no', 'yes'" in entry.detail
+
+
+@pytest.mark.parametrize("target", [2**53 + 1, "12 apples", float("inf")])
+def test_a_target_that_is_no_exact_number_fails_the_experiment(world: World, target: Label) -> None:
+    """A regression's label that a float cannot hold."""
+    schema = msgspec.structs.replace(SCHEMA, task="regression", classes=())
+    world.rows = Rows(world.rows.columns, [*range(239), target], world.rows.times_ms)
+    world.ask("first")
+    world.serve(schema)
+    (entry,) = world.journal
+    assert entry.verdict == "failed"
+    assert "a label of the training data does not fit schema.json" in entry.detail
+
+
+def test_a_column_that_is_not_what_the_schema_says_fails_the_experiment(world: World) -> None:
+    """Somebody made a number of a category: the journal names the feature."""
+    schema = msgspec.structs.replace(SCHEMA, features=(Feature("age", "number"), Feature("work", "number")))
+    world.ask("first")
+    world.serve(schema)
+    (entry,) = world.journal
+    assert entry.verdict == "failed"
+    assert "feature 'work' of the training data does not fit schema.json" in entry.detail
+
+
+def test_what_others_wrote_into_the_topics_is_passed_over(world: World) -> None:
+    """Junk in ``trials``, ``journal`` and ``models`` neither stops the trainer nor hides what is good."""
+    for topic in (TOPICS.trials, TOPICS.journal, TOPICS.models):
+        world.log.append([Message(topic, junk, b"first/0") for junk in (b"\xff garbage", b"{}", b"")])
+    world.ask("first")
+    world.serve()
+    assert world.slots == {"champion": 1}
+    assert [trial.number for trial in world.trials] == [0, 1]
+    for topic in (TOPICS.trials, TOPICS.journal, TOPICS.models):
+        world.log.append([Message(topic, b"\xff garbage")])
+    world.observe(10)
+    world.ask("asked-2", 10)
+    world.serve(verdict=Verdict(policy="always"))
+    assert world.slots == {"champion": 2, "previous": 1}
+    assert [entry.id for entry in world.journal] == ["first", "asked-2"]

@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tidemill.core.inference import Choices
-from tidemill.log.base import Message, Topic
+from tidemill.log.base import Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
-from tidemill.messages import Topics
+from tidemill.messages import JournalEntry, Retrain, Topics, Trial
 from tidemill.new_project import init_project
-from tidemill.wiring import ROLES
+from tidemill.roles.reading import decoded
+from tidemill.wiring import ROLES, Wiring
 
 pytestmark = pytest.mark.process
 
@@ -62,6 +66,30 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "work"))
 
 
+@contextmanager
+def project(folder: Path, name: str) -> Iterator[Wiring]:
+    """The project's parts, in this process."""
+    wiring = Wiring(folder / name)
+    try:
+        yield wiring
+    finally:
+        wiring.close()
+
+
+def messages(folder: Path, name: str, topic: str, kind: type[Any]) -> list[str]:
+    """The keys of a topic's records that are of this kind."""
+    with project(folder, name) as wiring:
+        records = read_all(wiring.log, getattr(wiring.topics, topic))
+        return [(record.key or b"").decode() for record in records if decoded(record, kind) is not None]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def flip_a_byte(project: Path) -> None:
     """Damage one record's value in the log's file."""
     topics = Topics.of("p")
@@ -91,6 +119,11 @@ def spoil_schema(project: Path) -> None:
 def lose_data(project: Path) -> None:
     file = project / "tidemill.toml"
     file.write_text(file.read_text().replace("people.csv", "gone.csv"))
+
+
+def find_data(project: Path) -> None:
+    file = project / "tidemill.toml"
+    file.write_text(file.read_text().replace("gone.csv", "people.csv"))
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], dict[str, str], int, str]] = {
@@ -130,12 +163,80 @@ def test_a_mistake_is_one_line_and_an_exit_code(folder: Path, case: str) -> None
 
 
 def test_data_that_was_lost_later_fails_the_experiment(folder: Path) -> None:
-    """The project is there, its table is not: the experiment fails, says which file, and the exit code is 1."""
+    """The project is there, its table is not: the experiment fails, says which file, and the exit code is 1. Once the table
+    is back, the same command gives a model.
+    """
     lose_data(folder / "p")
     done = tidemill(folder, "train", "-p", "p")
     assert done.returncode == 1
     assert "gone.csv: no such file" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr + done.stdout
+    find_data(folder / "p")
+    done = tidemill(folder, "train", "-p", "p")
+    assert done.returncode == 0, done.stdout
+    assert "version 1 promoted" in done.stdout
+
+
+def test_a_first_training_that_failed_is_done_again_with_other_settings(folder: Path) -> None:
+    """With and without --again; every command has its verdict, and the audit is clean."""
+    rows = [f"{age},{'yes' if age in (7, 9) else 'no'}" for age in range(400)]
+    (folder / "rare.csv").write_text("age,income\n" + "\n".join(rows) + "\n")
+    init_project(folder / "rare.csv", folder / "q", Choices(target="income"), "q", {"tune.trials": "1"})
+    for arguments in (["train", "-p", "q"], ["train", "-p", "q", "--again"]):
+        done = tidemill(folder, *arguments)
+        assert done.returncode == 1
+        assert "lower tune.folds or add data" in " ".join(done.stdout.split())
+    done = tidemill(folder, "train", "-p", "q", TIDEMILL_TUNE__FOLDS="2")
+    assert done.returncode == 0, done.stdout
+    assert messages(folder, "q", "retrain", Retrain) == ["first", "first-2", "first-3"]
+    assert messages(folder, "q", "journal", JournalEntry) == ["first", "first-2", "first-3"]
+    assert tidemill(folder, "audit", "-p", "q").returncode == 0
+
+
+def test_what_others_wrote_into_the_topics_does_not_keep_one_from_training(folder: Path) -> None:
+    """Junk everywhere: a model comes of it, the status is shown, and the audit says which records cannot be read."""
+    names = ("retrain", "models", "trials", "journal")
+    with project(folder, "p") as wiring:
+        wiring.log.append([Message(getattr(wiring.topics, name), b"\xff garbage", b"first") for name in names])
+    done = tidemill(folder, "train", "-p", "p")
+    assert done.returncode == 0, done.stdout
+    assert all(done.stdout.count(f"topic=p.{name}") <= 2 for name in names), "not told again and again"
+    assert tidemill(folder, "status", "-p", "p").returncode == 0
+    done = tidemill(folder, "audit", "-p", "p")
+    assert done.returncode == 1
+    assert done.stdout.rstrip().endswith("broken: readable")
+
+
+def test_three_who_train_again_at_once_send_three_commands(folder: Path) -> None:
+    """Each its own: none is lost in another's, and the audit is clean."""
+    assert tidemill(folder, "train", "-p", "p").returncode == 0
+    with ThreadPoolExecutor(3) as threads:
+        done = list(threads.map(lambda _: tidemill(folder, "train", "--again", "-p", "p"), range(3)))
+    assert [one.returncode for one in done] == [0, 0, 0], [one.stdout for one in done]
+    ids = messages(folder, "p", "retrain", Retrain)
+    assert len(set(ids)) == 4
+    assert tidemill(folder, "audit", "-p", "p").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_was_ended_by_a_signal_did_not_succeed(folder: Path, number: signal.Signals) -> None:
+    """``train && run`` must not go on without a model: 128 and the signal's number."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tidemill", "train", "-p", "p"],
+        cwd=folder,
+        env={**os.environ, "TIDEMILL_TUNE__TRIALS": "1000"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_until(lambda: messages(folder, "p", "trials", Trial))
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=5)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said, said
 
 
 def test_a_damaged_record_is_found_by_the_check(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.processes import RoleRun, is_alive, read_runs, write_run
+from tidemill.processes import RoleRun, is_alive, is_restarting, read_runs, write_run
 from tidemill.supervisor import STOP_SECONDS, Supervisor, backoff, failures_in_a_row
 
 pytestmark = pytest.mark.process
@@ -167,6 +167,40 @@ def test_a_crash_loop_waits_longer_each_time(start: Callable[..., Run]) -> None:
         run.wait_until_said("monitor ended with exit code 0 after")
         run.wait_until_said(f"starts again in {wait} s", times=2)
     assert run.said("tracker ended with exit code 3") >= 3
+
+
+def test_a_role_that_waits_for_its_restart_is_told(start: Callable[..., Run]) -> None:
+    """Its run file says so, with what it said last, for as long as there is a supervisor to start it."""
+    failing = "print('one'); print('topic x, offset 5: damaged'); raise SystemExit(4)"
+    run = start(predictor=script(STEADY), monitor=script(failing))
+    run.wait_until_said("starts again in 1.6 s")
+    wait_for(lambda: is_restarting(run.roles()["monitor"]), "the run file")
+    role = run.roles()["monitor"]
+    assert (is_alive(role), role.restarts, role.last_line) == (False, 4, "topic x, offset 5: damaged")
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait()
+    assert not is_restarting(run.roles()["monitor"])
+
+
+def test_a_role_that_waits_leaves_no_run_file(start: Callable[..., Run]) -> None:
+    """Stopped in order, nothing is left that would tell of it."""
+    run = start(monitor=script("raise SystemExit(4)"))
+    run.wait_until_said("starts again in 0.8 s")
+    run.process.terminate()
+    assert run.ended() == 0
+    assert run.roles() == {}
+
+
+def test_what_a_full_disk_left_out_is_told_later(start: Callable[..., Run], tmp_path: Path) -> None:
+    """Once there is space again, ``status`` knows of every role that was started meanwhile."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "predictor.draft").mkdir()  # as good as a full disk: nothing can be written there
+    run = start(predictor=script(STEADY))
+    run.wait_until_said("up")
+    assert run.roles() == {}
+    (tmp_path / "run" / "predictor.draft").rmdir()
+    wait_for(run.roles, "the run file")
+    assert is_alive(run.roles()["predictor"])
 
 
 def test_backoff_and_its_forgiveness() -> None:

@@ -1,5 +1,6 @@
 """Bundles: what is written, what is refused, what is kept."""
 
+import resource
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from tidemill.bundles import FILES, GOLDEN_ROWS, BundleStore, Card
 from tidemill.core.encoder import Encoder
 from tidemill.core.schema import Feature, Schema
-from tidemill.errors import BundleRefused, UnknownModel
+from tidemill.errors import BundleRefused, Unavailable, UnknownModel
 from tidemill.learners.base import Matrix, Model, Samples
 from tidemill.learners.lightgbm import LightGBM
 
@@ -152,6 +153,30 @@ def test_pruning_keeps_what_is_named_and_what_is_loaded(store: BundleStore, bund
     assert store.prune([kept]) == [bundle]
     assert store.bundles() == [kept]
     assert sorted(path.name for path in store.root.iterdir()) == sorted([".lock", kept])
+
+
+def test_a_full_disk_is_unavailable_and_leaves_nothing(store: BundleStore, bundle: str) -> None:
+    """The trainer comes again later: the bundle is whole or absent, and no half of it stays."""
+    model, encoder, matrix = a_model(6)
+    before = sorted(store.root.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(Unavailable, match=r"/bundles cannot be written: File too large\Z"):
+            store.write(model, encoder, CARD, matrix)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(store.root.iterdir()) == before
+    assert store.write(model, encoder, CARD, matrix) in store.bundles()
+
+
+def test_a_store_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+    """A file in its place, or a folder that takes nothing: one line that names it."""
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "bundles", Path("/proc/bundles")):
+        store = BundleStore(root, LEARNERS.__getitem__)
+        with pytest.raises(Unavailable, match=f"^the bundle store {root} cannot be written: "):
+            store.write(*a_model()[:2], CARD, a_model()[2])
 
 
 def test_a_store_that_is_not_there_is_empty(store: BundleStore) -> None:

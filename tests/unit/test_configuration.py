@@ -140,6 +140,11 @@ def test_mistakes_in_the_file_are_one_clear_line(tmp_path: Path, toml: str, expe
         ("TIDEMILL_TUNES__TRIALS", "3", "variable TIDEMILL_TUNES__TRIALS: unknown section; did you mean 'TUNE'?"),
         ("TIDEMILL_TUNE__", "3", "variable TIDEMILL_TUNE__: unknown setting; there are LEARNER"),
         ("TIDEMILL_LABELS__WAIT_HOURS", "nan", "must be a number above 0"),
+        ("TIDEMILL_LABELS__WAIT_HOURS", "1e300", "= 1e300: must be a number above 0 up to 876000"),
+        ("TIDEMILL_STREAM__RETENTION_HOURS", "1e18", "= 1e18: must be a number above 0 up to 876000"),
+        ("TIDEMILL_LAKE__FLUSH_ROWS", "1" + "0" * 20, "must be a whole number from 1 up to 1000000"),
+        ("TIDEMILL_PREDICTOR__BATCH_MAX", "1" + "0" * 20, "must be a whole number from 1 up to 1000000"),
+        ("TIDEMILL_PROJECT__SEED", "4294967296", "must be a whole number from 0 up to 4294967295"),
         ("TIDEMILL_STREAM__URL", "redis:x", 'variable TIDEMILL_STREAM__URL = "redis:x": must be sqlite:FOLDER'),
     ],
 )
@@ -184,6 +189,12 @@ def features(*changed: dict[str, Any]) -> str:
         (schema_with(task="ranking"), "DIR/schema.json: task: must be binary, multiclass or regression"),
         (schema_with(classes=[1]), "classes: there are 1, a binary task has 2, the positive one last"),
         (schema_with(classes=[1, 1]), "classes: 1 stands there twice"),
+        (schema_with(classes=["1", 1]), 'classes: "1" and 1 have the same text'),
+        (schema_with(classes=[1.0, 1]), "classes: 1.0 and 1 have the same text"),
+        (features({"name": 'a"b', "type": "number"}), "feature 'a\"b': a name cannot hold quotes, backslashes"),
+        (features({"name": "a\\b", "type": "number"}), "rename the column in the data and the field in the requests"),
+        (features({"name": "a\nb", "type": "number"}), "feature 'a\\nb': a name cannot hold"),
+        (features({"name": "a\ud800", "type": "number"}), "feature 'a\\ud800': a name cannot hold"),
         (schema_with(task="multiclass"), "classes: there are 2, a multiclass task has 3 or more"),
         (schema_with(task="regression"), "classes: a regression has none"),
         (schema_with(features=[]), "features is empty"),
@@ -254,7 +265,7 @@ def test_the_rendered_settings_are_the_settings(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 125
 
 
-@hypothesis_settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(min_size=1), st.floats(1e-300, 1e300))
 def test_any_text_and_number_survives_the_file(tmp_path: Path, text: str, number: float) -> None:
     """Whatever a setting holds, rendering and loading gives it back."""
@@ -678,7 +689,7 @@ names = st.from_regex(r"[a-z0-9_]{1,8}(\.[a-z0-9_]{1,8}){0,2}", fullmatch=True).
 kafka_values = st.one_of(st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False))
 
 
-@hypothesis_settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(names, kafka_values.filter(lambda value: value not in ("file:", "env:")), max_size=4))
 def test_any_settings_of_librdkafka_survive_the_file(tmp_path: Path, kafka: dict[str, KafkaValue]) -> None:
     """Whatever they hold, rendering and loading gives them back, each of its own type."""

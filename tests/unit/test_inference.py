@@ -1,3 +1,4 @@
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,26 @@ def test_the_event_time_is_the_only_one_or_the_chosen_one() -> None:
     assert [feature.name for feature in chosen.schema.features] == ["x"]
     assert "asked" in chosen.ignored
     assert inferred(table | {"ms": [1, 2, 3]}, time="ms").schema.time == "ms"
+
+
+def test_a_guessed_event_time_is_told() -> None:
+    """A birth date would order the folds: a person is told which column it is and what else can be done."""
+    table = {"x": [1.5, 2, 3], "y": [0, 1, 0], "born": [dt.date(1980, 1, 1), dt.date(1970, 1, 1), dt.date(1990, 1, 1)]}
+    [remark] = inferred(table).remarks
+    assert remark.startswith("'born' is taken as the event time")
+    assert "--ignore born" in remark
+    assert not inferred(table, time="born").remarks
+    assert inferred(table, ignore=("born",)).schema.time == ""
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\tb"])
+def test_a_name_that_no_request_can_have_is_refused(name: str) -> None:
+    """Where the project is made, with what to do; such a column can be left out, or be the target."""
+    columns = {"x": [1.5, 2, 3], "y": [0, 1, 0], name: [3, 1, 4]}
+    text = refusal(columns)
+    assert text.startswith(f"column {name!r}: a name cannot hold quotes, backslashes")
+    assert "rename it in the data and in the requests, or leave it out with --ignore" in text
+    assert [feature.name for feature in inferred(columns, ignore=(name,)).schema.features] == ["x"]
 
 
 @pytest.mark.parametrize(

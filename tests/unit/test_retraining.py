@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.core.retraining import boundary, due, first, merge
+from tidemill.core.retraining import boundary, due, first, is_first, merge
 from tidemill.messages import Retrain
 
 
@@ -44,6 +44,17 @@ def test_the_first_model_is_asked_for_unless_one_serves_or_it_was_asked_for() ->
     assert first(False, set(), 7) == Retrain("first", "first", 0, 7)
     assert first(True, set(), 7) is None
     assert first(False, {"first"}, 7) is None
+
+
+def test_a_first_model_that_failed_is_asked_for_again_under_the_next_number() -> None:
+    """Never while one waits for its verdict, nor where a model serves; whoever asks in the same moment names the same."""
+    assert first(False, {"first"}, 7, decided={"first"}) == Retrain("first-2", "first", 0, 7)
+    assert first(False, {"first", "first-2"}, 7, decided={"first"}) is None
+    assert first(False, {"first", "first-2", "labelled-10"}, 7, decided={"first", "first-2"}) == Retrain(
+        "first-3", "first", 0, 7
+    )
+    assert first(True, {"first"}, 7, decided={"first"}) is None
+    assert [id for id in ("first", "first-2", "first-", "labelled-2", "firsts") if is_first(id)] == ["first", "first-2"]
 
 
 def test_waiting_commands_merge_into_the_newest_data() -> None:

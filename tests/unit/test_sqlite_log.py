@@ -6,8 +6,9 @@ import select
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,6 +129,52 @@ def test_the_audit_of_no_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no log"):
         check(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def without_rights(work: Callable[[], object]) -> str:
+    """What the work raises, for a user who may only read what is not his (root may do anything)."""
+    if os.getuid():
+        return raised_by(work)
+    source, target = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        os.write(target, raised_by(work).encode())
+        os._exit(0)
+    os.close(target)
+    os.waitpid(child, 0)
+    with open(source) as said:
+        return said.read()
+
+
+def raised_by(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_the_audit_needs_no_right_to_write() -> None:
+    """A copy on a read-only disk, or a log of another user, can be checked, whether it was closed or is in use."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "log"
+        log = SqliteLog(root)
+        log.create([Topic("a")])
+        log.append([Message("a", b"%d" % i) for i in range(10)])
+        Path(name).chmod(0o755)
+
+        def work() -> None:
+            report = check(root)
+            assert (report.problems, report.topics[0].records) == ([], 10)
+
+        in_use = without_rights(work)
+        log.close()
+        root.chmod(0o555)
+        closed = without_rights(work)
+        assert without_rights((root / "new").touch).startswith("PermissionError")
+        root.chmod(0o755)
+    assert (in_use, closed) == ("", "")
 
 
 def test_retention_shrinks_the_file_and_never_reuses_an_offset(root: Path) -> None:

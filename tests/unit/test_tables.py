@@ -59,6 +59,36 @@ def test_csv_and_parquet_give_the_same_values(tmp_path: Path) -> None:
     assert columns_of(read_table(tmp_path / "t.parquet"), ["a", "b", "c", "d"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('"back\\slash""q",b\n1,2\n', ['back\\slash"q', "b"]),
+        ('"a,b",b\n1,2\n', ["a,b", "b"]),
+        ('"a\nb", b\n1,2\n', ["a\nb", " b"]),
+        ("a;b\n1;2\n", ["a", "b"]),
+        ("a\tb\n1\t2\n", ["a", "b"]),
+        ("a|b\n1|2\n", ["a", "b"]),
+        ('"a;b";b\n1;2\n', ["a;b", "b"]),
+        ("a;b,b\n1,2\n", ["a;b", "b"]),
+        ("\n\na,b\n1,2\n", ["a", "b"]),
+        ("a,b\r\n1,2\r\n", ["a", "b"]),
+    ],
+)
+def test_a_header_is_read_as_csv_has_it(tmp_path: Path, text: str, names: list[str]) -> None:
+    """Quotes are undone; where there is no comma, semicolons, tabs or bars separate."""
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    frame = read_table(tmp_path / "t.csv")
+    assert frame.columns == names
+    assert frame.row(0) == (1, 2)
+
+
+def test_numbers_with_a_decimal_comma_are_numbers(tmp_path: Path) -> None:
+    """Where semicolons separate; text with commas stays text."""
+    (tmp_path / "t.csv").write_text("a;b;c;d\n1,5;-2;x,1;3.5\n;3,25;1,5;4.5\n")
+    frame = read_table(tmp_path / "t.csv")
+    assert frame.rows() == [(1.5, -2.0, "x,1", 3.5), (None, 3.25, "1,5", 4.5)]
+
+
 def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
     """Square brackets in a file's name are part of the name."""
     (tmp_path / "[ab].csv").write_text("a\n1\n")

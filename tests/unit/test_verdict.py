@@ -60,3 +60,9 @@ def test_the_policies(policy: str, has_champion: bool, low: float | None, expect
     """Seed defect k: by default a new model does not go live unless it has won."""
     comparison = None if low is None else a_comparison(low)
     assert decide(policy, has_champion, comparison) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("better", "promoted"), ("always", "promoted"), ("manual", "waiting")])
+def test_a_champion_whose_bundle_is_refused_defends_nothing(policy: str, expected: str) -> None:
+    """A sound challenger takes its place, unless a person wants to decide."""
+    assert decide(policy, True, None, refused=True) == expected  # type: ignore[arg-type]

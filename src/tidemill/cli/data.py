@@ -1,4 +1,4 @@
-"""Commands that look and judge: status, audit, log check, promote, rollback."""
+"""Commands that look and judge: status, audit, promote, rollback."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,6 @@ import typer
 from tidemill.cli.options import ProjectOption, open_project, say
 
 app = typer.Typer()
-log_app = typer.Typer(help="The embedded log.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -62,26 +61,3 @@ def rollback(
     with open_project(project) as wiring:
         found = rollback(wiring.log, wiring.topics, wiring.store, wiring.clock, version)
         say(f"version {found.version} serves from now on")
-
-
-@log_app.command("check")
-def log_check(
-    folder: Annotated[Path | None, typer.Argument(help="A log's folder; by default the project's.")] = None,
-    project: ProjectOption = Path("."),
-) -> None:
-    """Audit the files of a log: integrity, checksums, offsets, positions. Exit code 1 if something is wrong."""
-    import os
-
-    from tidemill.configuration import load
-    from tidemill.log.sqlite_check import check
-
-    report = check(folder or load(project, os.environ).log_folder)
-    for topic in report.topics:
-        say(f"{topic.topic:<28} offsets {topic.first} to {topic.end}, {topic.records} records")
-    for group in report.groups:
-        say(f"{group.group:<28} {group.topic}: position {group.committed}, {group.lag} behind")
-    say(f"{report.root}: {report.file_bytes:,} bytes, SQLite {report.sqlite_version}")
-    for problem in report.problems:
-        say(f"problem: {problem}")
-    say("the log is good" if not report.problems else f"{len(report.problems)} problems")
-    raise typer.Exit(1 if report.problems else 0)

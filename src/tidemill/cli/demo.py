@@ -1,7 +1,9 @@
 """``tidemill demo``: the whole loop on real data, in a folder of its own."""
 
+import shlex
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from tidemill.audit import Report
     from tidemill.demo.play import Summary
@@ -110,18 +113,24 @@ def _came_true(summary: "Summary", retrainings: int) -> bool:
 
 
 def _print_weeks(folder: Path, console: "Console") -> None:
-    from rich.table import Table
-
     from tidemill.cli.options import open_project
     from tidemill.demo.weeks import weeks
 
-    table = Table(title="log loss and AUC: the frozen first model, and the one that was retrained")
-    for name in ("week of", "flights", "late", "loss frozen", "retrained", "AUC frozen", "retrained"):
-        table.add_column(name, no_wrap=True, justify="right")
     with open_project(folder) as wiring:
-        for week in weeks(wiring):
-            table.add_row(*_cells(week))
-    console.print(table)
+        console.print(weeks_table(weeks(wiring)))
+
+
+def weeks_table(weeks: Sequence["Week"]) -> "Table":
+    """Week by week, at most 80 columns wide."""
+    from rich.table import Table
+
+    table = Table(title="The frozen first model, and the one that was retrained")
+    measures = [f"{measure}\n{model}" for measure in ("log loss", "AUC") for model in ("frozen", "retrained")]
+    for name in ("week of", "flights", "late", *measures):
+        table.add_column(name, no_wrap=True, justify="right")
+    for week in weeks:
+        table.add_row(*_cells(week))
+    return table
 
 
 def _cells(week: "Week") -> list[str]:
@@ -141,12 +150,25 @@ def _print_summary(summary: "Summary", report: "Report", folder: Path, console: 
     console.print(table)
     if not report.clean:
         console.print(render(report))
+    command, project = typed_command(), f"--project {shlex.quote(str(folder))}"
     console.print(
         f"""Next:
-  tidemill status --project {folder}    lag, versions, counts
-  tidemill audit --project {folder}     the proof that nothing was lost or doubled
-  tidemill mlflow --project {folder}    every trial of every retraining, on http://127.0.0.1:5000
-  tidemill rollback --project {folder}  the version before, at once""",
+  {command} status {project}    lag, versions, counts
+  {command} audit {project}     the proof that nothing was lost or doubled
+  {command} mlflow {project}    every trial of every retraining, on http://127.0.0.1:5000
+  {command} rollback {project}  the version before, at once""",
         markup=False,
         soft_wrap=True,
     )
+
+
+def typed_command() -> str:
+    """How this program is called from here: by its name where the shell finds it under that, else by its path."""
+    script = Path(sys.executable).with_name("tidemill")
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m tidemill"
+    named = shutil.which("tidemill")
+    if named is not None and script.samefile(named):
+        return "tidemill"
+    here = Path.cwd()
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))

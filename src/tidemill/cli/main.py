@@ -1,5 +1,6 @@
 """The command line: ``tidemill COMMAND``. Commands import what they need when they run, so that --help is quick."""
 
+import io
 import os
 import sys
 import traceback
@@ -7,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tidemill.cli import data, demo, project, replay, roles
+from tidemill.cli import data, demo, log, project, replay, roles
 from tidemill.errors import TidemillError
 
 EXTRAS = {
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 for commands in (project.app, roles.app, replay.app, data.app, demo.app):
     app.registered_commands.extend(commands.registered_commands)
-app.add_typer(data.log_app, name="log")
+app.add_typer(log.app, name="log")
 
 
 @app.callback()
@@ -43,7 +44,12 @@ def options(
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends in one line and an exit code that a script can use."""
+    """Run a command; a user's mistake ends in one line and an exit code that a script can use.
+
+    What the output's encoding lacks (a column's name on an ASCII terminal) is shown escaped.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(demo.with_optional_value(sys.argv[1:]))
     except TidemillError as error:

@@ -1,6 +1,7 @@
 """What several commands share: the project option, and how they end."""
 
 import os
+import queue
 import signal
 import sys
 import threading
@@ -47,24 +48,28 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def exit_on_signals() -> threading.Event:
+def exit_on_signals(unfinished: bool = False) -> threading.Event:
     """For a role whose turn takes long and whose work may end anywhere: the first signal ends it where it is.
+
+    A role that ends when told has done what it should: exit code 0. A command that was to come to a result has not, and is
+    ``unfinished``: 128 and the signal's number, so that what stands behind it (``train && run``) does not go on.
 
     A library may swallow the exception that ends it (in an import, a callback, a destructor), or be long in cleaning up:
     a thread ends the process then. It is started here, for a handler may interrupt a thread's start, and could not.
     """
-    leaving = threading.Event()
+    leaving: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def end() -> None:
-        leaving.wait()
+        code = leaving.get()
         threading.Event().wait(EXIT_SECONDS)
-        os._exit(0)
+        os._exit(code)
 
     def handle(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        leaving.set()
-        raise SystemExit(0)
+        code = 128 + number if unfinished else 0
+        leaving.put(code)
+        raise SystemExit(code)
 
     threading.Thread(target=end, name="exit", daemon=True).start()
     signal.signal(signal.SIGTERM, handle)

@@ -67,6 +67,6 @@ def train(
     """Train the first model (or, with --again, a new one on all observations so far)."""
     from tidemill.cli.training import train_now
 
-    exit_on_signals()
+    exit_on_signals(unfinished=True)
     with open_project(project) as wiring:
         raise typer.Exit(train_now(wiring, again))

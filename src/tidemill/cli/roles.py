@@ -107,5 +107,6 @@ def mlflow(
     from tidemill.configuration import load
     from tidemill.tracking.mlflow import start_ui
 
+    command = start_ui(load(project, os.environ).tracking_uri, port)
     say(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    raise typer.Exit(subprocess.run(start_ui(load(project, os.environ).tracking_uri, port), check=False).returncode)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -3,14 +3,15 @@
 import threading
 from typing import TYPE_CHECKING
 
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tidemill.core import retraining
 from tidemill.core.metrics import metric
-from tidemill.log.base import Message, read_all
+from tidemill.log.base import Message
 from tidemill.messages import JournalEntry, Retrain, Trial, to_bytes
-from tidemill.roles.promotion import read_slots
+from tidemill.roles.promotion import new_id, read_slots
+from tidemill.roles.reading import decided_commands, read_messages
 
 if TYPE_CHECKING:
     from tidemill.wiring import Wiring
@@ -23,23 +24,31 @@ def train_now(wiring: "Wiring", again: bool) -> int:
     if champion is not None and not again:
         console.print(f"version {champion.version} serves already; --again trains a new one on all observations so far")
         return 0
-    command = _command(wiring, first=champion is None)
+    command = _first(wiring) if champion is None else _asked(wiring)
     entry = _follow(wiring, command, console)
     console.print(_sentence(entry))
     return 1 if entry.verdict == "failed" else 0
 
 
-def _command(wiring: "Wiring", first: bool) -> Retrain:
-    """The command ``first``, or one named by its place in the topic; sent unless it stands there already."""
-    log, topics = wiring.log, wiring.topics
-    sent = [msgspec.json.decode(record.value, type=Retrain) for record in read_all(log, topics.retrain)]
-    waiting = next((command for command in sent if first and command.id == "first"), None)
-    if waiting is not None:
-        return waiting
-    observations = 0 if first else wiring.lake.count("observations")
-    name = "first" if first else f"asked-{len(sent) + 1}"
-    command = Retrain(name, "first" if first else "asked", observations, wiring.clock.now_ms())
-    log.append([Message(topics.retrain, to_bytes(command), name.encode())])
+def _first(wiring: "Wiring") -> Retrain:
+    """The command for a first model: the one that waits for its verdict, or a new one."""
+    sent = {command.id: command for command in read_messages(wiring.log, wiring.topics.retrain, Retrain)}
+    decided = decided_commands(wiring.log, wiring.topics)
+    command = retraining.first(False, sent, wiring.clock.now_ms(), decided)
+    if command is None:
+        return next(sent[id] for id in sent if retraining.is_first(id) and id not in decided)
+    return _send(wiring, command)
+
+
+def _asked(wiring: "Wiring") -> Retrain:
+    """A person's own command, on all observations so far."""
+    observations = wiring.lake.count("observations")
+    id = new_id("asked", len(read_messages(wiring.log, wiring.topics.retrain, Retrain)) + 1)
+    return _send(wiring, Retrain(id, "asked", observations, wiring.clock.now_ms()))
+
+
+def _send(wiring: "Wiring", command: Retrain) -> Retrain:
+    wiring.log.append([Message(wiring.topics.retrain, to_bytes(command), command.id.encode())])
     return command
 
 
@@ -67,8 +76,8 @@ def _follow(wiring: "Wiring", command: Retrain, console: Console) -> JournalEntr
             progress.update(bar, completed=len(seen), best=best)
 
         def look() -> None:
-            for record in read_all(wiring.log, wiring.topics.trials):
-                show(msgspec.json.decode(record.value, type=Trial))
+            for trial in read_messages(wiring.log, wiring.topics.trials, Trial):
+                show(trial)
             if _decided(wiring, command.id) is not None:
                 stop.set()
 
@@ -81,11 +90,8 @@ def _follow(wiring: "Wiring", command: Retrain, console: Console) -> JournalEntr
 
 
 def _decided(wiring: "Wiring", id: str) -> JournalEntry | None:
-    for record in read_all(wiring.log, wiring.topics.journal):
-        entry = msgspec.json.decode(record.value, type=JournalEntry)
-        if id in (entry.id, *entry.merged):
-            return entry
-    return None
+    journal = read_messages(wiring.log, wiring.topics.journal, JournalEntry)
+    return next((entry for entry in journal if id in (entry.id, *entry.merged)), None)
 
 
 def _sentence(entry: JournalEntry) -> str:
@@ -93,7 +99,8 @@ def _sentence(entry: JournalEntry) -> str:
         return f"experiment {entry.experiment} failed: {entry.detail}"
     if not entry.version:
         return f"experiment {entry.experiment}: the champion stays, {entry.detail}"
-    return (
+    text = (
         f"version {entry.version} {entry.verdict}: {entry.metric} {entry.score:.5f} by cross-validation,"
         f" {entry.rounds} rounds on {entry.rows:,} rows, bundle {entry.bundle[:12]}"
     )
+    return f"{text}; {entry.detail}" if entry.detail else text

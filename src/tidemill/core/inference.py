@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from tidemill.core.schema import Feature, FeatureType, Schema, Task
+from tidemill.core.schema import UNREADABLE, Feature, FeatureType, Schema, Task, is_readable
 from tidemill.errors import ConfigError
 from tidemill.messages import Label
 
@@ -157,8 +157,11 @@ def _find_id(columns: Sequence[Column]) -> str:
 
 def _find_time(columns: Sequence[Column], chosen: str) -> tuple[str, list[str]]:
     times = [c.name for c in columns if c.kind == "time"]
-    if chosen or len(times) <= 1:
-        return chosen or "".join(times), []
+    if chosen or not times:
+        return chosen, []
+    if len(times) == 1:
+        advice = f"if it is another time (a birth date, say), leave it out with --ignore {times[0]}"
+        return times[0], [f"{times[0]!r} is taken as the event time, and folds train on what came before; {advice}"]
     return "", [f"{len(times)} columns hold times ({', '.join(times)}): name the event time with --time, else none is used"]
 
 
@@ -259,6 +262,9 @@ def _useless_text(column: Column) -> str:
 
 
 def _feature(column: Column) -> Feature:
+    if not is_readable(column.name):
+        advice = "rename it in the data and in the requests, or leave it out with --ignore"
+        raise ConfigError(f"column {column.name!r}: {UNREADABLE}: {advice}")
     kinds: dict[Kind, FeatureType] = {"boolean": "boolean", "text": "category"}
     kind = kinds.get(column.kind, "number")
     categories = tuple(sorted(column.counts)) if kind == "category" else ()

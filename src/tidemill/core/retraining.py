@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from tidemill.messages import Retrain
 
 FIRST = "first"
-"""The id of the command that asks for a first model from the original data alone."""
+"""The id of the command that asks for a first model from the original data alone; asked for again, it has a number."""
 
 
 def boundary(observed: int, every: int) -> int:
@@ -26,9 +26,23 @@ def due(observed: int, every: int, sent: Collection[str], now_ms: int) -> Retrai
     return Retrain(id=id, reason="labelled", data_version=data_version, requested_at=now_ms)
 
 
-def first(champion: bool, sent: Collection[str], now_ms: int) -> Retrain | None:
-    """The command for the first model, unless one serves or it was sent."""
-    return None if champion or FIRST in sent else Retrain(id=FIRST, reason="first", data_version=0, requested_at=now_ms)
+def first(champion: bool, sent: Collection[str], now_ms: int, decided: Collection[str] = ()) -> Retrain | None:
+    """The command for the first model, unless one serves, or one that was sent waits for its verdict.
+
+    Where all that were ``decided`` have failed it is asked for anew, as ``first-2``, ``first-3`` ...: whoever asks in the
+    same moment names the same command.
+    """
+    asked = [id for id in sent if is_first(id)]
+    if champion or any(id not in decided for id in asked):
+        return None
+    id = f"{FIRST}-{len(asked) + 1}" if asked else FIRST
+    return Retrain(id=id, reason="first", data_version=0, requested_at=now_ms)
+
+
+def is_first(id: str) -> bool:
+    """Whether a command asks for a first model."""
+    kind, _, number = id.partition("-")
+    return kind == FIRST and (id == FIRST or number.isdecimal())
 
 
 def merge(commands: Sequence[Retrain]) -> Retrain:

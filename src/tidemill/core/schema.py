@@ -1,6 +1,7 @@
 """The schema: what a request may hold, what is predicted, and how a person reads it."""
 
 import hashlib
+import re
 from typing import Literal
 
 import msgspec
@@ -10,6 +11,14 @@ from tidemill.messages import Label
 
 Task = Literal["binary", "multiclass", "regression"]
 FeatureType = Literal["number", "boolean", "category"]
+
+UNREADABLE = "a name cannot hold quotes, backslashes or control characters"
+_unreadable = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')
+
+
+def is_readable(name: str) -> bool:
+    """Whether a field of this name can be read from a request as quickly as the others: see ``UNREADABLE``."""
+    return not _unreadable.search(name)
 
 
 class Feature(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -66,12 +66,15 @@ def _resampled(
     return np.array([value for value in values if np.isfinite(value)])
 
 
-def decide(policy: Policy, has_champion: bool, comparison: Comparison | None) -> Decision:
+def decide(policy: Policy, has_champion: bool, comparison: Comparison | None, refused: bool = False) -> Decision:
     """The verdict. The first model has nobody to beat. ``comparison`` is None where too few observations were held out:
-    a challenger that could not show that it is better has not earned the place.
+    a challenger that could not show that it is better has not earned the place. A champion whose bundle is ``refused``
+    defends nothing: who serves it now could not load it again.
     """
     if not has_champion or policy == "always":
         return "promoted"
     if policy == "manual":
         return "waiting"
+    if refused:
+        return "promoted"
     return "promoted" if comparison is not None and comparison.improvement_low > 0 else "kept"

@@ -4,7 +4,8 @@
     a new version must wait     -> challenger
     a rollback                  an older version -> champion, the old champion -> previous
 
-The highest sequence of a slot holds; a record with a lower one is out of date and changes nothing.
+The order of the log is the truth: the last record of a slot holds. The log may have removed those before it, and two who
+decide at the same moment may have read the same slots and taken the same sequence: every reader still sees the same.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 import msgspec
 from msgspec import Struct
 
-from tidemill.messages import ModelVersion
+from tidemill.messages import JournalEntry, ModelVersion, Slot
 
 
 class Slots(Struct):
@@ -32,10 +33,8 @@ class Slots(Struct):
         return slots
 
     def apply(self, version: ModelVersion) -> None:
-        """Take one record; of two with the same sequence the later one holds."""
-        held = getattr(self, version.state)
-        if held is None or version.sequence >= held.sequence:
-            setattr(self, version.state, version)
+        """Take one record; ``sequence`` is the highest so far, for whoever writes the next."""
+        setattr(self, version.state, version)
         self.sequence = max(self.sequence, version.sequence)
 
     def held(self) -> list[ModelVersion]:
@@ -53,6 +52,25 @@ class Slots(Struct):
 
     def _move(self, version: ModelVersion, slot: str, step: int, at: int) -> ModelVersion:
         return msgspec.structs.replace(version, state=slot, sequence=self.sequence + step, at=at)
+
+
+def announced(models: Iterable[ModelVersion], journal: Iterable[JournalEntry]) -> dict[int, ModelVersion]:
+    """Every version that ever stood in a slot, by its number, the oldest first.
+
+    ``models`` may have lost records, the journal is kept for ever; what is known from the journal alone has no ``schema``.
+    """
+    found: dict[int, ModelVersion] = {}
+    for entry in journal:
+        if entry.verdict in ("promoted", "waiting") and entry.bundle:
+            found.setdefault(entry.version, _told(entry))
+    found |= {version.version: version for version in models}
+    return dict(sorted(found.items()))
+
+
+def _told(entry: JournalEntry) -> ModelVersion:
+    slot: Slot = "champion" if entry.verdict == "promoted" else "challenger"
+    place = (entry.version, entry.bundle, entry.bundle, "", slot)
+    return ModelVersion(*place, entry.data_version, entry.experiment, entry.at, sequence=0)
 
 
 _decoder = msgspec.json.Decoder(ModelVersion)

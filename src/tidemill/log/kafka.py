@@ -23,7 +23,7 @@ from tidemill.log.kafka_reader import KafkaReader
 from tidemill.log.kafka_session import TRANSACTION_SECONDS, Delivery, Membership
 from tidemill.log.kafka_slots import Slots
 from tidemill.log.kafka_tail import Tail
-from tidemill.log.kafka_topics import Topics
+from tidemill.log.kafka_topics import Place, Topics
 
 
 class KafkaLog:
@@ -105,6 +105,16 @@ class KafkaLog:
         """See ``Log.committed``."""
         self._guard()
         return self._topics.committed(self._group(group))
+
+    @property
+    def brokers(self) -> str:
+        """The cluster, as ``host:port,host:port``."""
+        return self._clients.brokers
+
+    def undecided(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+        """Partitions with records that an open transaction hides: from which offset on, and where they end now."""
+        self._guard()
+        return self._topics.undecided(places)
 
     def close(self) -> None:
         """See ``Log.close``; may be repeated."""

@@ -7,8 +7,9 @@ reached a broker that went away (its transactions lack KIP-890), a new client do
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -25,8 +26,9 @@ Raw = Any
 
 CALL_SECONDS = 10.0
 """How long a call to a broker may take before it is given up."""
-HANG_SECONDS = 10.0
+HANG_SECONDS = 5.0
 """How much longer than its own limit a call may take before the process is ended: it will never return."""
+LOOK_SECONDS = 0.5
 TELL_SECONDS = 10.0
 
 COMMON: Mapping[str, Value] = {
@@ -73,6 +75,7 @@ _AWAY = {
     *(KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, KafkaError.CONCURRENT_TRANSACTIONS, KafkaError.NOT_CONTROLLER),
     *(KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.KAFKA_STORAGE_ERROR, KafkaError.TRANSACTION_ABORTABLE),
     *(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, KafkaError.UNKNOWN_PRODUCER_ID, KafkaError.INVALID_PRODUCER_ID_MAPPING),
+    *(KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH),
     *(KafkaError.INVALID_TXN_STATE, KafkaError._STATE, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE),
 }
 _OTHERS = {
@@ -105,6 +108,7 @@ class Clients:
         self._settings = settings
         self._last: KafkaError | None = None
         self._told_at = -TELL_SECONDS
+        self._admins: weakref.WeakSet[AdminClient] = weakref.WeakSet()
 
     def consumer(self, own: Mapping[str, Any], defaults: Mapping[str, Value] | None = None) -> Consumer:
         """``own`` settings win over the user's, which win over ``defaults``."""
@@ -118,7 +122,8 @@ class Clients:
 
     def admin(self) -> AdminClient:
         """See ``consumer``."""
-        made: AdminClient = self._made(AdminClient, {}, {})
+        made: AdminClient = self._made(AdminClient, {}, {"error_cb": self._remember})
+        self._admins.add(made)
         return made
 
     def _made(self, kind: Callable[[dict[str, Any]], Any], ours: Mapping[str, Value], own: Mapping[str, Any]) -> Any:
@@ -132,39 +137,56 @@ class Clients:
 
     def _on_error(self, error: KafkaError) -> None:
         """Called within other calls. What librdkafka goes on with by itself is told now and then."""
-        if error.code() != KafkaError._ALL_BROKERS_DOWN or self._last is None:
-            self._last = error
+        self._remember(error)
         if _clock.monotonic() - self._told_at >= TELL_SECONDS:
             self._told_at = _clock.monotonic()
             logger.warning("kafka_trouble", brokers=self.brokers, error=error.str())
 
+    def _remember(self, error: KafkaError) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._last = error
+
+    def _hear(self) -> None:
+        """Producers and consumers report within their calls; who administers, only here."""
+        for admin in list(self._admins):
+            admin.poll(0.0)
+
     @contextmanager
     def in_our_words(self, doing: str) -> Iterator[None]:
         """Turn the client's errors into this project's."""
+        self._hear()
         self._last = None
         try:
             yield
         except KafkaException as error:
+            self._hear()
             raise self.translated(error.args[0], doing) from error
 
     def patiently(self, doing: str, call: Callable[[], Answer]) -> Answer:
         """Call until it works, a while at most: a topic that was just made, or a broker that just came, is not known
         everywhere at once. For calls that change nothing.
+
+        Who administers would go on with what it once heard of the partitions' leaders: between two tries it asks again.
         """
         deadline = _clock.monotonic() + CALL_SECONDS
-        while True:
-            try:
-                with self.in_our_words(doing):
+        with self.in_our_words(doing):  # around all tries: what librdkafka has reported once it may not repeat for a while
+            while True:
+                try:
                     return call()
-            except Unavailable:
-                if _clock.monotonic() > deadline:
-                    raise
-                _clock.sleep(0.05)
+                except KafkaException as error:
+                    self._hear()
+                    away = isinstance(self.translated(error.args[0], doing), Unavailable)
+                    if not away or _clock.monotonic() > deadline:
+                        raise
+                    _clock.sleep(0.05)
+                    with suppress(KafkaException):
+                        for admin in list(self._admins):
+                            admin.list_topics(timeout=1.0)
 
     def translated(self, error: KafkaError, doing: str) -> TidemillError:
         """What an error means for who called."""
         cause = self._last
-        if cause is not None and cause.code() in _FORBIDDEN and error.code() in _AWAY:
+        if cause is not None and error.code() in _AWAY and cause.code() in _FORBIDDEN | _AWAY:
             error = cause
         code, text = error.code(), f"{doing}: {error.str()}"
         found: TidemillError = Broken(text)
@@ -197,6 +219,8 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
+        # In looks, not by a clock: a process that was stopped for a while has not hung meanwhile.
+        self._looks = 0
         self._deadline: float | None = None
         self._doing = ""
         self._closed = threading.Event()
@@ -205,7 +229,7 @@ class Watchdog:
     @contextmanager
     def limit(self, doing: str, seconds: float) -> Iterator[None]:
         """What is done inside must end within ``seconds``, and some patience."""
-        self._doing, self._deadline = doing, _clock.monotonic() + seconds + HANG_SECONDS
+        self._doing, self._deadline = doing, self._looks + (seconds + HANG_SECONDS) / LOOK_SECONDS
         try:
             yield
         finally:
@@ -216,9 +240,10 @@ class Watchdog:
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._closed.wait(0.5):
+        while not self._closed.wait(LOOK_SECONDS):
+            self._looks += 1
             deadline = self._deadline
-            if deadline is not None and _clock.monotonic() > deadline:
+            if deadline is not None and self._looks > deadline:
                 sys.stderr.write(f"tidemill: Kafka's client does not return from {self._doing}: the process is ended\n")
                 sys.stderr.flush()
                 os._exit(Unavailable.exit_code)

@@ -9,7 +9,7 @@ reader's own, and the group's generation, sent with the positions, lets the brok
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tidemill.clock import SystemClock
 from tidemill.errors import Broken, ConfigError, TidemillError
@@ -25,7 +25,10 @@ _clock = SystemClock()
 
 
 class KafkaReader:
-    """See ``tidemill.log.base.Reader``. It joins at its first poll, so that a role may get ready before."""
+    """See ``tidemill.log.base.Reader``. It joins at its first poll, so that a role may get ready before.
+
+    Its slot is taken at once: what the slot's last holder left open is aborted, so that positions can be known.
+    """
 
     def __init__(self, member: Membership) -> None:
         self._member = member
@@ -37,22 +40,31 @@ class KafkaReader:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._called_at = 0.0
+        self._keeper: threading.Thread | None = None
         self._watchdog = Watchdog()
+        try:
+            self._session = self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def poll(self, limit: int, timeout: float) -> Batch:
         """See ``Reader.poll``. Topics share ``limit`` evenly, and take in turn what others leave."""
-        with self._calling() as session, self._watchdog.limit("a poll", timeout + CALL_SECONDS):
+        with self._calling() as session, self._watchdog.limit("a poll", timeout + 2 * CALL_SECONDS):
             batch = session.poll(limit, timeout)
             self._uncommitted = self._uncommitted or len(batch) > 0
             return batch
 
     def commit(self, outputs: Sequence[Message] = ()) -> None:
         """See ``Reader.commit``. Positions that did not move are not written; nothing at all is no transaction."""
-        with self._calling() as session, self._watchdog.limit("a commit", 4 * CALL_SECONDS):
-            self._check_topics(outputs)
-            if self._sought:
-                session.await_places(self._sought)
-            session.commit(outputs)
+        with self._calling() as session:
+            with self._watchdog.limit("a commit", 2 * CALL_SECONDS):
+                self._check_topics(outputs)
+                if self._sought:
+                    session.await_places(self._sought)
+            # Of a broker that goes away meanwhile librdkafka may wait for ever: whoever waits for answers waits as long.
+            with self._watchdog.limit("a commit", CALL_SECONDS):
+                session.commit(outputs)
             self._uncommitted = False
             self._sought.clear()
 
@@ -100,18 +112,31 @@ class KafkaReader:
         if self._session is None:
             if self._uncommitted:
                 raise Broken(f"group {self._member.group!r}: the membership was lost before what was read was committed")
-            if self._slot is None:
-                self._slot = self._member.slots.take(self._member.group)
-                threading.Thread(target=self._keep, name="keep-alive", daemon=True).start()
-            with self._watchdog.limit("opening a session", 3 * CALL_SECONDS):
-                self._session = Session(self._member, self._slot.name, self._sought)
+            self._session = self._open()
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="keep-alive", daemon=True)
+            self._keeper.start()
+        self._session.join()
         return self._session
+
+    def _open(self) -> Session:
+        if self._slot is None:
+            self._slot = self._member.slots.take(self._member.group)
+        with self._watchdog.limit("opening a session", 3 * CALL_SECONDS):
+            return Session(self._member, self._slot.name, self._sought)
 
     def _drop(self, leave: bool = False) -> None:
         session, self._session = self._session, None
         if session is not None:
             with self._watchdog.limit("closing a session", CALL_SECONDS):
                 session.close(leave)
+
+    def _look_at_topics(self) -> None:
+        """A topic that is deleted and made again while it is read would be read on where the old one was, without a word."""
+        session = self._session
+        if session is not None:
+            with suppress(TidemillError):
+                session.hold_against(self._member.topics.ids(self._member.names))
 
     def _check_topics(self, outputs: Iterable[Message]) -> None:
         for topic in {message.topic for message in outputs}:
@@ -122,6 +147,7 @@ class KafkaReader:
         throws it out. Where that fails the session ends, and the next commit is refused.
         """
         while not self._closed.wait(1.0):
+            self._look_at_topics()
             if _clock.monotonic() - self._called_at < KEEP_SECONDS or not self._lock.acquire(blocking=False):
                 continue
             try:

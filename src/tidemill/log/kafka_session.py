@@ -16,7 +16,7 @@ from tidemill.clock import SystemClock
 from tidemill.errors import Broken, TidemillError, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.log.base import Batch, Message, Positions
-from tidemill.log.kafka_client import CALL_SECONDS, Clients, Raw, consume
+from tidemill.log.kafka_client import CALL_SECONDS, Clients, Raw
 from tidemill.log.kafka_slots import Slots
 from tidemill.log.kafka_topics import Place, Topics, gone
 
@@ -79,17 +79,25 @@ class Session:
         self._ids: dict[str, str] = {}
         self._waiting: dict[Place, deque[Raw]] = {}
         self._turn = 0
+        self._moves = 0
         self._settled = False
         self._paused = False
         self._failure: TidemillError | None = None
         self._refusal: KafkaError | None = None
         self._producer = self._transactional(name) if member.delivery == "exactly_once" else self._plain()
+        self._end_left_behind()
         own = {**MEMBER, "group.id": member.group, "group.instance.id": name}
         self._consumer = member.clients.consumer(own, CONSUMER)
-        with member.clients.in_our_words(f"joining group {member.group!r}"):
-            self._consumer.subscribe(
-                list(member.names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-            )
+        self._joined = False
+
+    def join(self) -> None:
+        """Become a member; may be repeated. Until then the session only holds its name, and nothing is given to it."""
+        if not self._joined:
+            self._joined = True
+            with self._member.clients.in_our_words(f"joining group {self._member.group!r}"):
+                self._consumer.subscribe(
+                    list(self._member.names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+                )
 
     # Reading.
 
@@ -106,15 +114,26 @@ class Session:
     def _take(self, limit: int, timeout: float) -> list[Raw]:
         """A topic alone is given as it comes, several are shared out."""
         if len(self._member.names) == 1 and not self._waiting:
-            return self._good(consume(self._consumer, limit, timeout))
+            return self._good(self._consume(limit, timeout))
         waits = sum(map(len, self._waiting.values()))
         if waits < FAIR_ROWS:
-            self._put_aside(consume(self._consumer, FAIR_ROWS - waits, 0.0 if waits else timeout))
+            self._put_aside(self._consume(FAIR_ROWS - waits, 0.0 if waits else timeout))
         if self._waiting and not self._settled:
             # Partitions that were just assigned begin to come one after the other.
             self._settled = True
             self._put_aside(self._consumer.consume(FAIR_ROWS, SETTLE_SECONDS))
         return self._shared_out(limit)
+
+    def _consume(self, limit: int, timeout: float) -> list[Raw]:
+        """Waits for the first message only. It is dropped where partitions moved while the others were taken: whoever has
+        its partition now reads it again.
+        """
+        first: list[Raw] = self._consumer.consume(1, timeout)
+        if not first or limit == 1:
+            return first
+        moves = self._moves
+        rest: list[Raw] = self._consumer.consume(limit - 1, 0.0)
+        return first + rest if moves == self._moves else rest
 
     def _put_aside(self, messages: list[Raw]) -> None:
         for message in self._good(messages):
@@ -162,6 +181,7 @@ class Session:
         partitions = [message.partition() for message in messages]
         offsets = [message.offset() for message in messages]
         read = dict(zip(zip(topics, partitions, strict=True), offsets, strict=True))
+        self._check_mine(read)
         self._position.update((place, offset + 1) for place, offset in read.items())
         self._polled.update(read)
         return Batch(
@@ -174,6 +194,17 @@ class Session:
             [headers_of(message) for message in messages],
             dict(self._position),
         )
+
+    def _check_mine(self, read: Mapping[Place, int]) -> None:
+        """What is handed out is this member's, and new: another reader may have the rest, which librdkafka once gave out
+        after it had been taken away.
+        """
+        for place, offset in read.items():
+            if offset < self._position.get(place, offset + 1):
+                raise Broken(
+                    f"group {self._member.group!r}: offset {offset} of topic {place[0]!r}, partition {place[1]}, came "
+                    "twice, or of a partition that is not this member's"
+                )
 
     # Committing.
 
@@ -198,7 +229,7 @@ class Session:
             self._sought.pop(place, None)
 
     def _commit_transaction(self, outputs: Sequence[Message], offsets: list[TopicPartition]) -> None:
-        producer = self._producer
+        producer, deadline = self._producer, _clock.monotonic() + CALL_SECONDS
         producer.begin_transaction()
         failpoint("log.commit.begun")
         self._produce(outputs)
@@ -207,7 +238,7 @@ class Session:
             if offsets:
                 producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_SECONDS)
                 failpoint("log.commit.positions")
-            producer.commit_transaction(CALL_SECONDS)
+            producer.commit_transaction(max(1.0, deadline - _clock.monotonic()))
         except KafkaException:
             if self._refusal is not None:
                 raise KafkaException(self._refusal) from None
@@ -254,7 +285,7 @@ class Session:
         """Until these partitions are this member's; what comes meanwhile is kept for the next poll."""
         deadline = _clock.monotonic() + seconds
         while not self._position.keys() >= set(places):
-            self._put_aside(consume(self._consumer, 1, 0.1))
+            self._put_aside(self._consumer.consume(1, 0.1))
             self._raise_failure()
             if _clock.monotonic() > deadline:
                 raise Broken(f"group {self._member.group!r}: another member has the partitions that this one was to read")
@@ -293,6 +324,7 @@ class Session:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Called within a poll. What goes wrong here is raised after it."""
+        self._moves += 1
         places = [(one.topic, one.partition) for one in partitions]
         try:
             starts = self._starts(consumer, places) if places else {}
@@ -309,7 +341,7 @@ class Session:
     def _starts(self, consumer: Consumer, places: list[Place]) -> dict[Place, int]:
         """Where to read from: the place sought, the group's position, or the origin; never where nothing is known."""
         group, clients, topics = self._member.group, self._member.clients, self._member.topics
-        self._end_left_behind(len(places))
+        self._end_left_behind()
         self._ids |= topics.ids({topic for topic, _ in places})
         with clients.in_our_words(f"looking for the positions of group {group!r}"):
             found = consumer.committed([TopicPartition(*place) for place in places], CALL_SECONDS)
@@ -332,8 +364,9 @@ class Session:
             if start > end:
                 raise Broken(f"topic {place[0]!r}, partition {place[1]}: position {start} is past the end, {end}")
             starts[place] = start
-            # A start that was chosen is written with the next commit, also where nothing is read.
-            self._stored[place] = start if stored == start or self._is_plain(place, stored) else None
+            # A start that was chosen is written with the next commit, though nothing is read, and with the topic's new id.
+            known = stored == start and one.metadata in (None, "", self._ids[place[0]])
+            self._stored[place] = start if known or self._is_plain(place, stored) else None
         return starts
 
     def _is_plain(self, place: Place, stored: int | None) -> bool:
@@ -342,21 +375,30 @@ class Session:
     def _check_identity(self, place: Place, known: str | None) -> None:
         """Positions carry the topic's id: one that was deleted and made again has other records under the same offsets."""
         if known and known != self._ids[place[0]]:
-            raise Broken(
-                f"topic {place[0]!r} was deleted and made again: group {self._member.group!r} has a position in the old one"
-            )
+            raise self._made_again(place[0])
 
-    def _end_left_behind(self, count: int) -> None:
+    def hold_against(self, ids: Mapping[str, str]) -> None:
+        """What the topics' ids are now; from another thread. Where one has changed, the next call fails."""
+        for topic, known in self._ids.copy().items():
+            if ids[topic] != known:
+                self._failure = self._failure or self._made_again(topic)
+
+    def _made_again(self, topic: str) -> Broken:
+        group = self._member.group
+        return Broken(f"topic {topic!r} was deleted and made again: group {group!r} has a position in the old one")
+
+    def _end_left_behind(self) -> None:
         """Abort what members that died on this machine left open: until then their positions cannot be known, which would
         take the broker up to 20 s.
         """
-        if self._member.delivery != "exactly_once" or not count:
+        if self._member.delivery != "exactly_once":
             return
         with self._member.slots.left_behind(self._member.group) as names:
             for name in names:
                 self._transactional(name)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._moves += 1
         for one in partitions:
             place = (one.topic, one.partition)
             self._position.pop(place, None)

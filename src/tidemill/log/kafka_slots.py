@@ -14,7 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from tidemill.clock import SystemClock
 from tidemill.errors import ConfigError
+
+QUEUE_SECONDS = 5.0
+"""How long to queue for the slots of a group: a process that was stopped in its turn must not stop the others."""
+_clock = SystemClock()
 
 
 class Slots:
@@ -26,27 +31,48 @@ class Slots:
         self._name = f"{node or socket.gethostname()}.{place}"
 
     def take(self, group: str) -> "Slot":
-        """The first free slot of a group."""
+        """The first free slot of a group: one that is only looked after (``left_behind``) is waited for."""
         number = 0
-        while True:
-            slot = self._try(group, number)
-            if slot is not None:
-                return slot
-            number += 1
+        with self._turn(group):
+            while True:
+                slot = self._try(group, number)
+                if slot is not None:
+                    return slot
+                number += 1
 
     @contextmanager
     def left_behind(self, group: str) -> Iterator[list[str]]:
         """The names of the slots that were used here and are free now; nobody takes one of them meanwhile."""
-        numbers = (int(path.suffixes[-2][1:]) for path in self._folder.glob(f"{quote(group, safe='')}.*.lock"))
-        taken = [slot for number in sorted(numbers) if (slot := self._try(group, number)) is not None]
-        try:
-            yield [slot.name for slot in taken]
-        finally:
-            for slot in taken:
-                slot.release()
+        with self._turn(group):
+            numbers = (int(path.suffixes[-2][1:]) for path in self._folder.glob(f"{quote(group, safe='')}.*.lock"))
+            taken = [slot for number in sorted(numbers) if (slot := self._try(group, number)) is not None]
+            try:
+                yield [slot.name for slot in taken]
+            finally:
+                for slot in taken:
+                    slot.release()
 
     def _try(self, group: str, number: int) -> "Slot | None":
-        path = self._folder / f"{quote(group, safe='')}.{number}.lock"
+        lock = self._locked(f"{quote(group, safe='')}.{number}.lock")
+        return None if lock is None else Slot(f"{group}.{self._name}.{number}", lock)
+
+    @contextmanager
+    def _turn(self, group: str) -> Iterator[None]:
+        """One process at a time. Else one that starts again finds its old slot in the hands of one that looks after it,
+        takes another, and its partitions stand still until the broker gives its old membership up.
+        """
+        until = _clock.monotonic() + QUEUE_SECONDS
+        while (lock := self._locked(f"{quote(group, safe='')}.queue")) is None and _clock.monotonic() < until:
+            _clock.sleep(0.01)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _locked(self, name: str) -> int | None:
+        """The lock of that name as an open file; None where another process has it."""
+        path = self._folder / name
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -57,7 +83,7 @@ class Slots:
         except BlockingIOError:
             os.close(lock)
             return None
-        return Slot(f"{group}.{self._name}.{number}", lock)
+        return lock
 
 
 class Slot:

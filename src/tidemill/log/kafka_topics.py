@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -29,6 +30,8 @@ from tidemill.log.kafka_client import CALL_SECONDS, Clients, consume
 UNDECIDED_SECONDS = 2.0
 """How long to wait for a transaction's end, to see what stands behind it."""
 SPREAD_SECONDS = 0.5
+LIST_SECONDS = 2.0
+"""How soon a password that is wrong, say, is told: until then a broker that is away looks the same."""
 _clock = SystemClock()
 
 Place = tuple[str, int]
@@ -55,10 +58,16 @@ class Topics:
 
     def create(self, topics: Sequence[Topic]) -> None:
         """See ``Log.create``. Raises ``ConfigError`` that names every difference, where one exists otherwise."""
+        standing = self._clients.patiently("making topics", self._names)
         with self._clients.in_our_words("making topics"):
-            standing = self._admin_client().list_topics(timeout=CALL_SECONDS).topics
             made = self._make([topic for topic in topics if topic.name not in standing])
             self._check([topic for topic in topics if topic.name not in made])
+        for name in made:
+            self._known.pop(name, None)  # another topic may have had that name
+        self.ends(self.places(made))  # which waits until each partition has a leader
+
+    def _names(self) -> set[str]:
+        return set(self._admin_client().list_topics(timeout=LIST_SECONDS).topics)
 
     def close(self) -> None:
         """Forget the clients."""
@@ -104,12 +113,27 @@ class Topics:
         lasts = self._offsets(places, OffsetSpec.latest())
         return {place: (firsts[place], lasts[place]) for place in places}
 
+    def undecided(self, places: Sequence[Place]) -> Bounds:
+        """See ``KafkaLog.undecided``."""
+        stable = self._offsets(places, OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)
+        ends = self._offsets(places, OffsetSpec.latest())
+        return {place: (stable[place], ends[place]) for place in places if stable[place] < ends[place]}
+
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
         """See ``Log.bounds``: an end stands behind the last record, not behind the markers that may follow it."""
-        ends = self.ends(self.places([topic]))
+        ends = self._decided(self.ends(self.places([topic])))
         filled = {place: bounds for place, bounds in ends.items() if bounds[1] > bounds[0]}
         lasts = self._last_records(filled) if filled else {}
         return {place[1]: (first, lasts.get(place, first)) for place, (first, _) in ends.items()}
+
+    def _decided(self, bounds: Bounds) -> Bounds:
+        """The same once their transactions have ended; what one that stays open hides is left out after a while."""
+        deadline = _clock.monotonic() + UNDECIDED_SECONDS
+        while True:
+            stable = self._offsets(list(bounds), OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)
+            if all(stable[place] >= end for place, (_, end) in bounds.items()) or _clock.monotonic() > deadline:
+                return {place: (first, min(end, stable[place])) for place, (first, end) in bounds.items()}
+            _clock.sleep(0.005)
 
     def committed(self, group: str) -> dict[Place, int]:
         """See ``Log.committed``."""
@@ -118,6 +142,9 @@ class Topics:
             request = ConsumerGroupTopicPartitions(group)
             (future,) = self._admin_client().list_consumer_group_offsets([request], require_stable=True).values()
             found = future.result(CALL_SECONDS).topic_partitions
+            for one in found:
+                if one.error is not None:
+                    raise KafkaException(one.error)
             return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
 
         return self._clients.patiently(f"looking for the positions of group {group!r}", look)
@@ -128,19 +155,18 @@ class Topics:
                 self._admin = self._clients.admin()
             return self._admin
 
-    def _offsets(self, places: Sequence[Place], spec: OffsetSpec) -> dict[Place, int]:
+    def _offsets(
+        self, places: Sequence[Place], spec: OffsetSpec, isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED
+    ) -> dict[Place, int]:
         def look() -> dict[Place, int]:
             request = {TopicPartition(*place): spec for place in places}
-            futures = self._admin_client().list_offsets(request, request_timeout=CALL_SECONDS)
+            futures = self._admin_client().list_offsets(request, isolation_level=isolation, request_timeout=CALL_SECONDS)
             return {(one.topic, one.partition): future.result(CALL_SECONDS).offset for one, future in futures.items()}
 
         return self._clients.patiently("looking for the ends of topics", look)
 
     def _last_records(self, bounds: Bounds) -> dict[Place, int]:
-        """Behind the last record of each partition that has one: looked for from its end, further back each time.
-
-        A transaction that stays open hides what follows it: that is left out after a while.
-        """
+        """Behind the last record of each partition that has one: looked for from its end, further back each time."""
         found: dict[Place, int] = {}
         reach = 2
         consumer = self._clients.consumer(LOOK)
@@ -157,13 +183,12 @@ class Topics:
 
     def _read_to_end(self, consumer: Consumer, starts: Mapping[Place, int], bounds: Bounds) -> dict[Place, int]:
         found: dict[Place, int] = {}
-        open_places, hidden = set(starts), set[Place]()
-        undecided = _clock.monotonic() + UNDECIDED_SECONDS
+        open_places = set(starts)
         with self._clients.in_our_words("looking for the last records"):
             consumer.assign([TopicPartition(*place, offset) for place, offset in starts.items()])
-            while open_places and not (open_places <= hidden and _clock.monotonic() > undecided):
-                messages = consume(consumer, 1000, 0.1 if open_places <= hidden else CALL_SECONDS)
-                if not messages and not open_places <= hidden:
+            while open_places:
+                messages = consume(consumer, 1000, CALL_SECONDS)
+                if not messages:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
                 for message in messages:
                     place, error, offset = (message.topic(), message.partition()), message.error(), message.offset()
@@ -173,8 +198,6 @@ class Topics:
                         raise KafkaException(error)
                     if offset + (error is None) >= bounds[place][1]:
                         open_places.discard(place)
-                    elif error is not None:
-                        hidden.add(place)
         return found
 
     def _make(self, topics: Sequence[Topic]) -> set[str]:
@@ -201,20 +224,22 @@ class Topics:
         resources = {ConfigResource(ResourceType.TOPIC, topic.name): topic for topic in topics}
         futures = self._admin_client().describe_configs(list(resources), request_timeout=CALL_SECONDS)
         differences: list[str] = []
+        retentions: dict[str, str] = {}
         for resource, future in futures.items():
             topic, found = resources[resource], future.result(CALL_SECONDS)
             if self.partitions(topic.name) != topic.partitions:
                 differences.append(f"{topic.name} has {self.partitions(topic.name)} partitions, not {topic.partitions}")
-            differing = {name: value for name, value in _config(topic).items() if found[name].value != value}
-            retention = {name: differing.pop(name) for name in ("retention.ms",) if name in differing}
+            differing = {name: value for name, value in _config(topic).items() if not _suits(name, found[name].value, value)}
+            if "retention.ms" in differing:
+                retentions[topic.name] = differing.pop("retention.ms")
             differences += [f"{topic.name} has {name}={found[name].value}, not {value}" for name, value in differing.items()]
-            if retention and not differences:
-                self._alter(topic.name, retention)
         if differences:
             raise ConfigError(
                 f"topics on {self._clients.brokers} are not as this project needs them: {'; '.join(sorted(differences))}: "
                 "change them there, or the settings in [stream]"
             )
+        for name, retention in retentions.items():
+            self._alter(name, {"retention.ms": retention})
 
     def _alter(self, topic: str, config: Mapping[str, str]) -> None:
         entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in config.items()]
@@ -233,6 +258,11 @@ def _config(topic: Topic) -> dict[str, str]:
         "retention.ms": str(retention),
         **size,
     }
+
+
+def _suits(name: str, found: str, wanted: str) -> bool:
+    """Whether a topic's own value will do: a limit that is higher does no harm."""
+    return found == wanted or (name == "max.message.bytes" and int(found) > int(wanted))
 
 
 def gone(place: Place, first: int, position: int) -> Broken:

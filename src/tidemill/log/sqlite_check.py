@@ -1,5 +1,6 @@
 """The audit of a SQLite log: whether every record is what was written, and every position where it may be."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from msgspec import Struct
 from tidemill.errors import ConfigError, LogDamaged
 from tidemill.log.sqlite_database import APPLICATION_ID, in_our_words, reader
 from tidemill.log.sqlite_folder import database_file, file_bytes, wal_file
-from tidemill.log.sqlite_records import Table, problems_of, table_of
+from tidemill.log.sqlite_records import Damage, Table, damage_in, table_of
 
 ROWS = 1000
 POSITIONS = 'SELECT "group", origin, committed FROM positions WHERE topic = ? ORDER BY "group"'
@@ -48,7 +49,7 @@ class LogReport(Struct, frozen=True):
 
 def check(root: Path) -> LogReport:
     """Read the whole log and report. Works beside running roles, writes nothing, never holds a read open for long, except
-    for SQLite's own integrity check.
+    for SQLite's own integrity check. Needs the right to read only.
 
     Raises ``ConfigError`` where there is no log; damage is reported, not raised.
     """
@@ -58,10 +59,11 @@ def check(root: Path) -> LogReport:
     groups: list[GroupReport] = []
     if not database_file(root).is_file():
         raise ConfigError(f"there is no log in {root}")
-    db = reader(root)
+    # SQLite needs a file beside a WAL, and makes it where nobody has yet.
+    db = reader(root, at_rest=not os.access(root, os.W_OK) and not file_bytes(wal_file(root)))
     try:
         with in_our_words(root):
-            _refuse_others(db, root)
+            refuse_others(db, root)
             problems.extend(f"database: {line}" for (line,) in db.execute("PRAGMA integrity_check") if line != "ok")
             groups, found = _groups(db)
             problems.extend(found)
@@ -85,29 +87,40 @@ def check(root: Path) -> LogReport:
     )
 
 
-def _refuse_others(db: sqlite3.Connection, root: Path) -> None:
+def refuse_others(db: sqlite3.Connection, root: Path) -> None:
+    """Raise ``ConfigError`` for a database of another program."""
     (found,) = db.execute("PRAGMA application_id").fetchone()
     if found != APPLICATION_ID:
         raise ConfigError(f"{database_file(root)} is a database of another program")
 
 
-def _topic(db: sqlite3.Connection, table: Table) -> tuple[TopicReport, list[str]]:
-    """Every record up to the end at the call; retention may delete from the front meanwhile."""
-    first, end = db.execute(table.bounds).fetchone()
-    position, records = first, 0
-    problems: list[str] = []
+def scan(db: sqlite3.Connection, table: Table, start: int, end: int) -> tuple[int, list[Damage]]:
+    """Read the records from ``start`` up to, not with, ``end``: how many there are, and what is wrong with them.
+
+    Each read ends with its statement. Retention may delete from the front meanwhile.
+    """
+    position, records = start, 0
+    damage: list[Damage] = []
     while position < end:
         rows = db.execute(table.select, (position, min(ROWS, end - position))).fetchall()
+        rows = [row for row in rows if row[0] < end]
         if not rows or rows[0][0] != position:
             kept, _ = db.execute(table.bounds).fetchone()
             position = max(position, min(kept, rows[0][0] if rows else end))
         if not rows:
             if position < end:
-                problems.append(f"topic {table.topic!r}, offset {position}: {end - position} records are missing")
+                damage.append(Damage(table.topic, position, end - position))
             break
-        problems.extend(problems_of(table, rows, position))
+        damage.extend(damage_in(table, rows, position))
         position, records = rows[-1][0] + 1, records + len(rows)
-    return TopicReport(table.topic, first, end, records), problems
+    return records, damage
+
+
+def _topic(db: sqlite3.Connection, table: Table) -> tuple[TopicReport, list[str]]:
+    """Every record up to the end at the call."""
+    first, end = db.execute(table.bounds).fetchone()
+    records, damage = scan(db, table, first, end)
+    return TopicReport(table.topic, first, end, records), list(map(str, damage))
 
 
 def _groups(db: sqlite3.Connection) -> tuple[list[GroupReport], list[str]]:

@@ -41,16 +41,21 @@ def writer(root: Path, durability: Literal["full", "normal"]) -> sqlite3.Connect
     return db
 
 
-def reader(root: Path) -> sqlite3.Connection:
-    """A connection that only reads, and does not make what is not there; for one thread at a time."""
+def reader(root: Path, *, at_rest: bool = False) -> sqlite3.Connection:
+    """A connection that only reads, and does not make what is not there; for one thread at a time.
+
+    ``at_rest``: nobody writes meanwhile, and there is no WAL; then no right to write in the folder is needed.
+    """
     with in_our_words(root):
-        db = _connect(f"{database_file(root).as_uri()}?mode=ro")
+        db = _connect(f"{database_file(root).as_uri()}?mode=ro{'&immutable=1' if at_rest else ''}")
         db.execute("PRAGMA query_only=ON")
     return db
 
 
 def _connect(uri: str) -> sqlite3.Connection:
     db = sqlite3.connect(uri, timeout=5.0, isolation_level=None, check_same_thread=False, uri=True)
+    # A flipped bit can make text of bytes, which need not be UTF-8: that is for the record's checksum to find.
+    db.text_factory = lambda text: text.decode(errors="surrogateescape")
     db.execute("PRAGMA wal_autocheckpoint=0")
     db.execute("PRAGMA mmap_size=0")
     return db

@@ -11,7 +11,7 @@ from tidemill.failpoints import failpoint
 from tidemill.log.base import Batch, Message, Positions
 from tidemill.log.sqlite_database import in_our_words, reader
 from tidemill.log.sqlite_folder import GroupLock
-from tidemill.log.sqlite_records import Columns, Table, columns_of
+from tidemill.log.sqlite_records import MEND, Columns, Damage, Table, columns_of
 from tidemill.log.sqlite_store import Store
 from tidemill.log.sqlite_wake import Watch
 
@@ -55,7 +55,7 @@ class Tail:
         if position > end:
             raise Broken(f"topic {table.topic!r}: position {position} is past the end, {end}")
         if rows:
-            raise LogDamaged(f"topic {table.topic!r}, offset {position}: the record is missing")
+            raise LogDamaged(f"{Damage(table.topic, position, rows[0][0] - position)}; {MEND}")
         return None
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from tidemill.core.schema import Schema
 from tidemill.core.space import Space
 from tidemill.core.training_set import Rows, balanced_weights, digest
 from tidemill.core.verdict import Comparison, compare
+from tidemill.errors import BadRecord, ConfigError
 from tidemill.learners.base import Fold, Learner, Matrix, Model, Samples
 from tidemill.messages import Label, Trial
 from tidemill.roles.tuner import Budget, TrialPool, search
@@ -83,16 +84,38 @@ class Search(NamedTuple):
 def prepare(schema: Schema, rows: Rows, tune: Tune, seed: int) -> Prepared:
     """Fit the encoder, encode, and cut the folds.
 
-    Raises ``ConfigError`` where the rows cannot be cut into folds (too few of a class).
+    Raises ``ConfigError`` where the rows are not what the schema says (it was edited, or the data was), or cannot be cut
+    into folds (too few of a class).
     """
     encoder = Encoder.fit(schema, rows.columns)
-    matrix = encoder.encode(rows.columns).matrix
-    labels = label_numbers(schema, rows.outcomes)
+    matrix = _encoded(encoder, rows)
+    labels = _labels(schema, rows.outcomes)
     weights = balanced_weights(labels, len(schema.classes)) if tune.unbalanced and schema.classes else None
     samples = Samples(matrix, labels, weights, schema.columns, encoder.categorical, schema.task, len(schema.classes))
     split = tune.split if tune.split != "auto" else ("time" if schema.time else "stratified")
     folds = make_folds(labels, schema.task, tune.folds, split, seed)
     return Prepared(encoder, samples, folds, digest(matrix, labels, schema.columns))
+
+
+def _encoded(encoder: Encoder, rows: Rows) -> Matrix:
+    """What an app sends is judged when it comes; the original data is first judged here."""
+    try:
+        return encoder.encode(rows.columns).matrix
+    except (ValueError, TypeError, OverflowError):
+        for name, values in rows.columns.items():
+            try:
+                encoder.encode({name: values})
+            except (ValueError, TypeError, OverflowError) as error:
+                text = f"feature {name!r} of the training data does not fit schema.json, mend one of them: {error}"
+                raise ConfigError(text) from error
+        raise
+
+
+def _labels(schema: Schema, outcomes: Sequence[Label]) -> NDArray[np.float64]:
+    try:
+        return label_numbers(schema, outcomes)
+    except BadRecord as error:
+        raise ConfigError(f"a label of the training data does not fit schema.json, mend one of them: {error}") from error
 
 
 def environment(schema: Schema, tune: Tune, measure: Metric, seed: int, training: str) -> str:
@@ -148,14 +171,14 @@ def judge(
 ) -> Comparison | None:
     """Both models on the same held-out observations, each from the stored bytes through its own decoder and encoder.
 
-    None where no held-out row can be read by both.
+    None where no held-out row can be read by both. Raises ``ConfigError`` for a label that the schema does not have.
     """
     ours = Decoder(challenger.encoder.schema).decode(held.features)
     theirs = Decoder(champion.schema).decode(held.features)
     both = sorted(set(ours.rows) & set(theirs.rows))
     if not both:
         return None
-    labels = label_numbers(champion.schema, [held.outcomes[i] for i in both])
+    labels = _labels(champion.schema, [held.outcomes[i] for i in both])
     challenging = _predict(challenger.model, challenger.encoder, ours, both)
     defending = _predict(champion.model, champion.encoder, theirs, both)
     return compare(labels, challenging, defending, measure, confidence, seed)

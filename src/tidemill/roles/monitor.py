@@ -27,8 +27,10 @@ from tidemill.core.schema import Schema
 from tidemill.errors import Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.lake import COLUMNS, Lake, TableName
-from tidemill.log.base import Log, Message, read_all
-from tidemill.messages import Event, ModelVersion, Prediction, Retrain, Topics, to_bytes
+from tidemill.log.base import Log, Message
+from tidemill.messages import Event, Prediction, Retrain, Topics, to_bytes
+from tidemill.roles.promotion import read_slots
+from tidemill.roles.reading import decided_commands, read_messages
 from tidemill.roles.recorder import application
 from tidemill.roles.tail import Tail, chunks
 
@@ -50,8 +52,6 @@ _POLL_SECONDS = 0.2  # looking for new commits costs 20 microseconds a table
 _PAUSE_SECONDS = 1.0
 
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
-_decode_retrain = msgspec.json.Decoder(Retrain).decode
-_decode_version = msgspec.json.Decoder(ModelVersion).decode
 
 
 class Monitor:
@@ -76,6 +76,7 @@ class Monitor:
         self._wait_ms = round(labels.wait_hours * 3_600_000)
         self._metric = metric
         self._clock = clock
+        self._began = False
 
     def run(self, stop: threading.Event) -> None:
         """Observe until ``stop``. While lake or log are away, try again."""
@@ -115,9 +116,8 @@ class Monitor:
         self._restore_quality()
         self._reported: dict[str, object] = {}
         self._report_at = self._forget_at = self._clock.monotonic()
-        self._sent = {_decode_retrain(record.value).id for record in read_all(self._log, self._topics.retrain)}
-        champion = any(_decode_version(r.value).state == "champion" for r in read_all(self._log, self._topics.models))
-        self._send(first(champion, self._sent, self._clock.now_ms()))
+        self._sent = {command.id for command in read_messages(self._log, self._topics.retrain, Retrain)}
+        self._send_first()
         self._send(due(self._observed, self._every, self._sent, self._clock.now_ms()))
         logger.info("monitor_started", observations=self._observed, waiting_requests=self._joiner.waiting_requests)
 
@@ -229,6 +229,15 @@ class Monitor:
             for number, one in enumerate(self._made, self._observed)
         ]
         return pl.DataFrame(rows, schema=COLUMNS["observations"], orient="row")
+
+    def _send_first(self) -> None:
+        """Where nothing serves. A first model that failed is asked for again, once a process: whoever started it may have
+        mended the settings, the schema or the data.
+        """
+        champion = read_slots(self._log, self._topics).champion is not None
+        decided: set[str] = set() if self._began else decided_commands(self._log, self._topics)
+        self._send(first(champion, self._sent, self._clock.now_ms(), decided))
+        self._began = True
 
     def _send(self, command: Retrain | None) -> None:
         if command is None or command.id in self._sent:

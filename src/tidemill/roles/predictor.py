@@ -29,6 +29,7 @@ from tidemill.log.base import Batch, Headers, Log, Message, Record
 from tidemill.messages import Event, ModelVersion, Prediction, Topics, to_bytes
 from tidemill.roles.dead_letters import dead_letter
 from tidemill.roles.loop import run_loop
+from tidemill.roles.reading import decoded
 from tidemill.settings import Predictor as PredictorSettings
 
 ROLE = "predictor"
@@ -138,10 +139,9 @@ class Preparer:
                 self._consider(self._slots.champion)
 
     def _apply(self, record: Record) -> None:
-        try:
-            self._slots.apply(msgspec.json.decode(record.value, type=ModelVersion))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            logger.error("model_record_skipped", offset=record.offset, error=str(error))
+        version = decoded(record, ModelVersion)
+        if version is not None:
+            self._slots.apply(version)
 
     def _consider(self, version: ModelVersion) -> None:
         """Prepare a champion that is new, or whose time to be tried again has come."""

@@ -2,10 +2,14 @@
 
 Training never waits for the tool. A batch is exported, then the group's position is committed; while the tool is away the
 same batch is tried again, and what the tool has already taken is not taken twice.
+
+The topics hold everything, so a tool that is new, or older than it was, is filled from there. Its own store says up to where
+it holds everything: where that is not what was noted last, somebody has replaced it, and the reader goes back to that place.
 """
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import groupby
 
 import msgspec
@@ -14,7 +18,7 @@ from msgspec import Struct
 
 from tidemill.clock import Clock
 from tidemill.errors import ConfigError, Unavailable
-from tidemill.log.base import Batch, Log, Message, Record
+from tidemill.log.base import Batch, Log, Message, Positions, Reader, Record
 from tidemill.messages import JournalEntry, ModelVersion, Topics, Trial
 from tidemill.roles.loop import run_loop
 from tidemill.tracking.base import Tracker
@@ -36,6 +40,7 @@ class TrackerRole:
         self._topics = topics
         self._tracker = tracker
         self._clock = clock
+        self._noted: Positions = {}
         self._types: dict[str, type[Struct]] = {
             topics.trials: Trial,
             topics.journal: JournalEntry,
@@ -46,7 +51,8 @@ class TrackerRole:
         """Export until ``stop`` is set. A tool that is not installed is told once; then it waits to be stopped."""
         reader = self._log.join(GROUP, list(self._types))
         try:
-            run_loop("tracker", reader, lambda batch: self._export(batch, stop), stop, LIMIT, 0.5)
+            self._until_it_answers(lambda: self._align(reader, {}), stop)
+            run_loop(GROUP, reader, lambda b: self._export(b, reader, stop), stop, LIMIT, 0.5, lambda: self._look(reader))
         except _Stopped:
             logger.info("tracker_stopped", unfinished=True)
         except ConfigError as error:
@@ -55,11 +61,49 @@ class TrackerRole:
         finally:
             reader.close()
 
-    def _export(self, batch: Batch, stop: threading.Event) -> list[Message]:
+    def _align(self, reader: Reader, polled: Positions) -> None:
+        """Go back to where the tool stands, where that is before what was committed or polled."""
+        stands = self._tracker.positions()
+        passed = {**self._log.committed(GROUP), **polled}
+        held = {place: max(first, stands.get(place, first)) for place, (first, _) in self._bounds().items()}
+        back = {place: at for place, at in held.items() if at < passed.get(place, at)}
+        if back:
+            told = {f"{topic}:{partition}": at for (topic, partition), at in back.items()}
+            logger.warning("tracking_starts_over", positions=told)
+            reader.seek(back)
+        self._noted = stands
+
+    def _bounds(self) -> dict[tuple[str, int], tuple[int, int]]:
+        bounds = {topic: self._log.bounds(topic) for topic in self._types}
+        return {(topic, partition): ends for topic, found in bounds.items() for partition, ends in found.items()}
+
+    def _look(self, reader: Reader) -> None:
+        """While nothing comes: whether the tool was replaced."""
+        with suppress(Unavailable):  # the next export tells it
+            if self._tracker.positions() != self._noted:
+                self._align(reader, {})
+
+    def _export(self, batch: Batch, reader: Reader, stop: threading.Event) -> list[Message]:
+        """The batch counts only where the tool stood still meanwhile: else it comes again."""
         messages = [message for record in batch.records() if (message := self._decode(record)) is not None]
-        for step in self._steps(messages):
+        for step in [self._begin, *self._steps(messages)]:
             self._until_it_answers(step, stop)
+        self._until_it_answers(lambda: self._note(batch, reader), stop)
         return []
+
+    def _begin(self) -> None:
+        """Mark a new tool before anything is written, so that it differs from the next new one."""
+        if not self._noted:
+            starts = {place: first for place, (first, _) in self._bounds().items()}
+            if self._tracker.advance({}, starts):
+                self._noted = starts
+
+    def _note(self, batch: Batch, reader: Reader) -> None:
+        noted = {**self._noted, **batch.positions}
+        if self._tracker.advance(self._noted, noted):
+            self._noted = noted
+        else:
+            self._align(reader, batch.positions)
 
     def _decode(self, record: Record) -> Struct | None:
         """A record that is not a message is skipped: it is no less lost for the roles that live on it, which complain."""

@@ -3,12 +3,17 @@
 A command is an experiment; commands that wait are merged into one, or queue (a setting). Trials are records: killed in the
 middle, the next trainer reads them, goes on where the last one was, and ends with the same bundle. The announcement, the
 journal entry and the trainer's position become visible in one commit.
+
+An experiment takes minutes. A person who promotes or rolls back meanwhile has the last word: the challenger was judged
+against a champion that serves no more, and waits.
 """
 
 import platform
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -20,11 +25,10 @@ from tidemill.core.retraining import merge
 from tidemill.core.schema import Schema
 from tidemill.core.training_set import Rows, holdout_rows, training_set
 from tidemill.core.verdict import Comparison, Decision, decide
-from tidemill.core.versions import Slots
-from tidemill.errors import BadRecord, BundleRefused, ConfigError
+from tidemill.errors import BadRecord, BundleRefused, ConfigError, UnknownModel
 from tidemill.failpoints import failpoint
 from tidemill.lake import Lake
-from tidemill.log.base import Batch, Log, Message, read_all
+from tidemill.log.base import Batch, Log, Message, Positions, Reader
 from tidemill.messages import Event, JournalEntry, Label, ModelVersion, Retrain, Topics, Trial, to_bytes
 from tidemill.roles.dead_letters import dead_letter
 from tidemill.roles.experiment import (
@@ -39,9 +43,22 @@ from tidemill.roles.experiment import (
     run_search,
 )
 from tidemill.roles.loop import run_loop
+from tidemill.roles.promotion import announcements, deciding, read_slots
+from tidemill.roles.reading import decided_commands, read_messages
 from tidemill.settings import Settings
 
 logger = structlog.get_logger()
+
+
+class Champion(NamedTuple):
+    """What serves when an experiment begins; ``refused`` says why its bundle cannot be loaded, where it cannot.
+
+    ``rival``: it answers the question that the schema asks now, so a challenger can be judged against it.
+    """
+
+    version: ModelVersion | None
+    rival: bool = False
+    refused: str = ""
 
 
 class Trainer:
@@ -78,11 +95,12 @@ class Trainer:
         self.on_trial = on_trial
         self.on_decision = on_decision
         self.metric = metric(settings.tune.metric, schema.task)
+        self._deciding = ExitStack()
 
     def run(self, stop: threading.Event, idle: Callable[[], None] = lambda: None) -> None:
         """Serve commands until ``stop`` is set."""
         queue = self.settings.retrain.commands == "queue"
-        reader = self.log.join("trainer", [self.topics.retrain])
+        reader = _Committing(self.log.join("trainer", [self.topics.retrain]), self._deciding)
         decided: list[JournalEntry] = []
 
         def handle(batch: Batch) -> Sequence[Message]:
@@ -94,13 +112,14 @@ class Trainer:
         def report() -> None:
             while decided:
                 entry = decided.pop()
-                self._prune()
                 self.on_decision(entry)
+                self._prune()
             idle()
 
         try:
             run_loop("trainer", reader, handle, stop, limit=1 if queue else 1000, timeout=0.25, idle=report)
         finally:
+            self._deciding.close()
             reader.close()
 
     def _commands(self, batch: Batch) -> tuple[list[Retrain], list[Message]]:
@@ -117,7 +136,7 @@ class Trainer:
 
     def _serve(self, commands: Sequence[Retrain]) -> tuple[JournalEntry | None, list[Message]]:
         """One experiment for the commands that the journal has not finished."""
-        finished = self._finished()
+        finished = decided_commands(self.log, self.topics)
         waiting = [command for command in commands if command.id not in finished]
         if not waiting:
             return None, []
@@ -128,17 +147,17 @@ class Trainer:
         try:
             return self._experiment(command, merged)
         except (ConfigError, BundleRefused) as error:
-            # The command is at fault (too few rows of a class, say), or the champion's bundle is damaged: the trainer lives
-            # on, the journal says why, and the next command may work.
+            # The command is at fault (too few rows of a class, say), or the new bundle is: the trainer lives on, the journal
+            # says why, and the next command may work.
             logger.error("experiment_failed", experiment=command.id, error=str(error))
             entry = self._entry(command, merged, verdict="failed", detail=str(error))
             return entry, self._outputs(entry, [])
 
     def _experiment(self, command: Retrain, merged: list[str]) -> tuple[JournalEntry, list[Message]]:
         started = self.clock.monotonic()
-        slots = Slots.of(record.value for record in read_all(self.log, self.topics.models))
+        champion = self._champion()
         observed = self._observed(command.data_version)
-        held, kept = self._holdout(slots, observed)
+        held, kept = self._holdout(champion, observed)
         if kept:
             entry = self._entry(command, merged, verdict="kept", detail=kept)
             return entry, self._outputs(entry, [])
@@ -147,12 +166,15 @@ class Trainer:
         best, model_bytes = run_search(command.id, prepared, self.plan, self._recorded(command.id), self._record)
         failpoint("trainer.searched")
         challenger = fitted(self.plan.learner().load(model_bytes), prepared)
-        comparison = self._judge(challenger, slots, judged)
-        decision = decide(self.settings.verdict.policy, self._rival(slots) is not None, comparison)
+        champion, comparison = self._judge(challenger, champion, judged)
+        refused = champion.refused
+        decision = decide(self.settings.verdict.policy, champion.rival or bool(refused), comparison, bool(refused))
         if held and decision == "promoted":
             challenger = self._refit(best, self._prepare(observed))
-        model_version = self._write(command, best, challenger, slots)
+        model_version = self._write(command, best, challenger)
         failpoint("trainer.bundled")
+        decision, moves, overtaken = self._settle(champion.version, model_version, decision)
+        against = champion.version
         entry = self._entry(
             command,
             merged,
@@ -167,31 +189,37 @@ class Trainer:
             seconds=self.clock.monotonic() - started,
             version=model_version.version,
             bundle=model_version.bundle,
-            champion_version=slots.champion.version if slots.champion else 0,
-            champion_bundle=slots.champion.bundle if slots.champion else "",
+            champion_version=against.version if against else 0,
+            champion_bundle=against.bundle if against else "",
             statistic=msgspec.to_builtins(comparison) if comparison else {},
+            detail="; ".join(filter(None, (refused and f"not judged against the champion: {refused}", overtaken))),
         )
-        return entry, self._outputs(entry, self._moves(slots, model_version, decision))
+        return entry, self._outputs(entry, moves)
 
     def _observed(self, data_version: int) -> Observed:
         frame = self.lake.observations(data_version)
         outcomes: list[Label] = [msgspec.json.decode(text) for text in frame["outcome"]]
         return Observed(frame["features"].to_list(), outcomes, frame["event_at"].to_list())
 
-    def _rival(self, slots: Slots) -> ModelVersion | None:
-        """The champion, where it answers the question that the schema asks now."""
-        if slots.champion is None:
-            return None
-        schema = self.store.schema(slots.champion.bundle)
-        return slots.champion if comparable(schema, self.schema) else None
+    def _champion(self) -> Champion:
+        found = read_slots(self.log, self.topics).champion
+        if found is None:
+            return Champion(None)
+        try:
+            return Champion(found, comparable(self.store.schema(found.bundle), self.schema))
+        except (BundleRefused, UnknownModel) as error:
+            return self._refused(found, error)
 
-    def _holdout(self, slots: Slots, observed: Observed) -> tuple[int, str]:
+    def _refused(self, champion: ModelVersion, error: Exception) -> Champion:
+        logger.error("champion_refused", version=champion.version, bundle=champion.bundle, error=str(error))
+        return Champion(champion, refused=str(error))
+
+    def _holdout(self, champion: Champion, observed: Observed) -> tuple[int, str]:
         """How many observations to judge on, and why the champion stays without a trial, or ``""``."""
-        rival = self._rival(slots)
-        if rival is None or self.settings.verdict.policy != "better":
-            return 0, ""
         verdict = self.settings.verdict
-        rows = holdout_rows(len(observed.outcomes), rival.data_version, verdict.holdout)
+        if champion.version is None or not champion.rival or verdict.policy != "better":
+            return 0, ""
+        rows = holdout_rows(len(observed.outcomes), champion.version.data_version, verdict.holdout)
         if rows >= verdict.holdout_rows_min:
             return rows, ""
         return (
@@ -208,18 +236,21 @@ class Trainer:
         learner = self.plan.learner()
         return fitted(learner.fit(prepared.samples, best.parameters, best.rounds, self.plan.seed, threads=1), prepared)
 
-    def _judge(self, challenger: Fitted, slots: Slots, judged: Observed) -> Comparison | None:
-        if slots.champion is None or not judged.outcomes:
-            return None
-        champion = self.store.load(slots.champion.bundle)
+    def _judge(self, challenger: Fitted, champion: Champion, judged: Observed) -> tuple[Champion, Comparison | None]:
+        """The comparison, if there is one, and the champion, whose bundle may have been damaged since."""
+        if champion.version is None or not judged.outcomes:
+            return champion, None
         try:
-            return judge(challenger, champion, judged, self.metric, self.settings.verdict.confidence, self.plan.seed)
-        finally:
-            champion.close()
+            loaded = self.store.load(champion.version.bundle)
+        except (BundleRefused, UnknownModel) as error:
+            return self._refused(champion.version, error), None
+        with loaded:
+            confidence = self.settings.verdict.confidence
+            return champion, judge(challenger, loaded, judged, self.metric, confidence, self.plan.seed)
 
-    def _write(self, command: Retrain, best: Trial, model: Fitted, slots: Slots) -> ModelVersion:
+    def _write(self, command: Retrain, best: Trial, model: Fitted) -> ModelVersion:
         """The bundle, tried in a child before anybody hears of it."""
-        number = 1 + max((entry.version for entry in self._journal()), default=0)
+        number = 1 + self._newest_version()
         now = self.clock.now_ms()
         card = Card(
             learner=self.settings.tune.learner,
@@ -247,19 +278,35 @@ class Trainer:
             data_version=command.data_version,
             experiment=command.id,
             at=now,
-            sequence=slots.sequence,
+            sequence=0,
         )
 
-    def _moves(self, slots: Slots, model: ModelVersion, decision: Decision) -> list[ModelVersion]:
-        if decision == "promoted":
-            return slots.promote(model, model.at)
-        return slots.challenge(model, model.at) if decision == "waiting" else []
+    def _newest_version(self) -> int:
+        """The highest number that was given; the journal has those too that never stood in a slot."""
+        models = read_messages(self.log, self.topics.models, ModelVersion)
+        return max([0, *(model.version for model in models), *(entry.version for entry in self._journal())])
 
-    def _outputs(self, entry: JournalEntry, moves: Sequence[ModelVersion]) -> list[Message]:
+    def _settle(
+        self, champion: ModelVersion | None, model: ModelVersion, decision: Decision
+    ) -> tuple[Decision, list[ModelVersion], str]:
+        """The decision as it stands now, its records, and what has overtaken it, if anything has.
+
+        From here until the commit nobody else on this machine decides.
+        """
+        if decision == "kept":
+            return decision, [], ""
+        self._deciding.enter_context(deciding(self.store, self.clock))
+        slots = read_slots(self.log, self.topics)
+        if decision == "waiting" or slots.champion != champion:
+            told = "" if slots.champion == champion else _overtaken(champion, slots.champion)
+            return "waiting", slots.challenge(model, model.at), told
+        return decision, slots.promote(model, model.at), ""
+
+    def _outputs(self, entry: JournalEntry, moves: list[ModelVersion]) -> list[Message]:
         logger.info("experiment_finished", experiment=entry.experiment, verdict=entry.verdict, version=entry.version)
         event = Event("experiment_finished", "trainer", entry.at, msgspec.to_builtins(entry))
         return [
-            *(Message(self.topics.models, to_bytes(move), move.state.encode()) for move in moves),
+            *announcements(self.topics, moves),
             Message(self.topics.journal, to_bytes(entry), entry.id.encode()),
             Message(self.topics.events, to_bytes(event)),
         ]
@@ -280,14 +327,11 @@ class Trainer:
         return msgspec.structs.replace(base, **facts)
 
     def _journal(self) -> list[JournalEntry]:
-        return [msgspec.json.decode(record.value, type=JournalEntry) for record in read_all(self.log, self.topics.journal)]
-
-    def _finished(self) -> set[str]:
-        return {id for entry in self._journal() for id in (entry.id, *entry.merged)}
+        return read_messages(self.log, self.topics.journal, JournalEntry)
 
     def _recorded(self, experiment: str) -> list[Trial]:
         """The experiment's trials so far; a repeated key is the same trial."""
-        trials = (msgspec.json.decode(record.value, type=Trial) for record in read_all(self.log, self.topics.trials))
+        trials = read_messages(self.log, self.topics.trials, Trial)
         return list({trial.number: trial for trial in trials if trial.experiment == experiment}.values())
 
     def _record(self, trial: Trial) -> None:
@@ -302,7 +346,36 @@ class Trainer:
 
     def _prune(self) -> None:
         """Remove bundles that stand in no slot and are not among the newest ``bundles.keep``."""
-        slots = Slots.of(record.value for record in read_all(self.log, self.topics.models))
         newest = [entry.bundle for entry in self._journal() if entry.bundle][-self.settings.bundles.keep :]
-        for bundle in self.store.prune({*newest, *(held.bundle for held in slots.held())}):
+        with deciding(self.store, self.clock):
+            held = {version.bundle for version in read_slots(self.log, self.topics).held()}
+            pruned = self.store.prune({*newest, *held})
+        for bundle in pruned:
             logger.info("bundle_pruned", bundle=bundle)
+
+
+class _Committing:
+    """The group's reader: with a commit, made or failed, the next decision may begin."""
+
+    def __init__(self, reader: Reader, deciding: ExitStack) -> None:
+        self._reader = reader
+        self._deciding = deciding
+
+    def poll(self, limit: int, timeout: float) -> Batch:
+        return self._reader.poll(limit, timeout)
+
+    def commit(self, outputs: Sequence[Message] = ()) -> None:
+        with self._deciding:
+            self._reader.commit(outputs)
+
+    def seek(self, positions: Positions) -> None:
+        self._reader.seek(positions)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def _overtaken(then: ModelVersion | None, now: ModelVersion | None) -> str:
+    before = f"version {then.version} served" if then else "no version served"
+    after = f"version {now.version} by a person's word" if now else "none"
+    return f"when this experiment began {before}, now {after}: tidemill promote lets the challenger serve"

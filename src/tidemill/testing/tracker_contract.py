@@ -129,3 +129,15 @@ class TrackerContract:
             assert copy() == once
         tracker.record_trials([a_trial(0), a_trial(1), a_trial(2, error="no split")])
         assert copy() == once
+
+    def test_it_says_up_to_where_it_holds_everything(self, tracker: Tracker, copy: Callable[[], Copy]) -> None:
+        """A new tool stands nowhere; positions move only from where they are said to be."""
+        first, second = {("a.trials", 0): 3}, {("a.trials", 0): 5, ("a.models", 2): 1}
+        assert tracker.positions() == {}
+        assert tracker.advance({}, first)
+        assert tracker.positions() == first
+        assert not tracker.advance({}, second)
+        assert tracker.positions() == first
+        assert tracker.advance(first, second)
+        assert tracker.positions() == second
+        assert copy() == Copy({}, {})

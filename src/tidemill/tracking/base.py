@@ -1,9 +1,12 @@
 """A tracker copies experiments to a tool for people. It is written to, never read to decide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from tidemill.messages import JournalEntry, ModelVersion, Trial
+
+Positions = Mapping[tuple[str, int], int]
+"""(topic, partition) -> the offset of the first record that the tool may lack."""
 
 
 class Tracker(Protocol):
@@ -22,6 +25,16 @@ class Tracker(Protocol):
 
     def record_version(self, version: ModelVersion) -> None:
         """Point the registry's alias of the version's slot at it."""
+        ...
+
+    def positions(self) -> Positions:
+        """What ``advance`` noted last in the tool's own store: empty for a new tool, older for one put back from a copy."""
+        ...
+
+    def advance(self, before: Positions, after: Positions) -> bool:
+        """Note that the store holds everything before ``after``, if it stands at ``before``. False, with nothing noted,
+        where it does not: it was replaced meanwhile, and may lack what was recorded.
+        """
         ...
 
     def experiments(self) -> int:

@@ -17,9 +17,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from tidemill.errors import ConfigError, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.messages import JournalEntry, ModelVersion, Trial
+from tidemill.tracking.base import Positions
 from tidemill.tracking.mlflow_model import write_model
 
 LOCK_SECONDS = 3.0
@@ -27,6 +30,10 @@ LOCK_SECONDS = 3.0
 PARAMETER_CHARACTERS = 6000
 """MLflow refuses longer values of parameters."""
 PAGE = 1000
+DEFAULT_EXPERIMENT = 0
+"""MLflow makes it with every store; the positions are a tag of it."""
+SELECT_TAG = "SELECT value FROM experiment_tags WHERE experiment_id = ? AND key = ?"
+REPLACE_TAG = "REPLACE INTO experiment_tags (experiment_id, key, value) VALUES (?, ?, ?)"
 COUNT_EXPERIMENTS = """
 SELECT count(DISTINCT runs.run_uuid) FROM tags JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)
 WHERE tags.key = 'tidemill.kind' AND tags.value = 'experiment' AND runs.lifecycle_stage = 'active'
@@ -78,33 +85,53 @@ class MlflowTracker:
             elif self._registered_model(client) is not None:
                 client.delete_registered_model_alias(self._project, version.state)
 
+    def positions(self) -> Positions:
+        """Read in the file itself: this is asked for twice a second."""
+        row = self._look_up(SELECT_TAG, DEFAULT_EXPERIMENT, self._tag)
+        return _read_positions(row)
+
+    def advance(self, before: Positions, after: Positions) -> bool:
+        """Written in the file itself: MLflow would refuse it where a person has deleted its default experiment."""
+        with self._answering(), contextlib.closing(_open(_file(self._uri), "rw")) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute(SELECT_TAG, (DEFAULT_EXPERIMENT, self._tag)).fetchone()
+            if _read_positions(row) != before:
+                return False
+            connection.execute(REPLACE_TAG, (DEFAULT_EXPERIMENT, self._tag, _positions_text(after)))
+            connection.execute("COMMIT")
+            return True
+
     def experiments(self) -> int:
         """Counted in the file itself: this is asked for in processes that should not wait for MLflow's import."""
+        row = self._look_up(COUNT_EXPERIMENTS, self._project, f"{self._project}/")
+        return int(row[0]) if row else 0
+
+    @property
+    def _tag(self) -> str:
+        return f"tidemill.positions/{self._project}"
+
+    def _look_up(self, sql: str, *parameters: object) -> Any:
+        """The first row; None where there is no store."""
         file = _file(self._uri)
-        if not file.exists():
-            return 0
+        if not _is_store(file):
+            return None
         try:
             with contextlib.closing(_open(file, "ro")) as connection:
-                rows = connection.execute(COUNT_EXPERIMENTS, (self._project, f"{self._project}/")).fetchone()
+                return connection.execute(sql, parameters).fetchone()
         except sqlite3.Error as error:
             raise Unavailable(f"MLflow's store {file}: {error}") from error
-        return int(rows[0])
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[Any]:
         """The client, of a store that takes writes now. What MLflow raises becomes ``Unavailable``."""
-        _import_mlflow()
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with _in_our_words(self._uri):
             create_store(self._uri)
             _check_writable(_file(self._uri))
-            self._client = self._client or MlflowClient(self._uri, self._uri)
+            if self._client is None:
+                from mlflow import MlflowClient
+
+                self._client = MlflowClient(self._uri, self._uri)
             yield self._client
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-            raise Unavailable(f"MLflow's store {_file(self._uri)}: {_first_line(error)}") from error
 
     def _experiment_id(self, client: Any, experiment: str) -> str:
         name = f"{self._project}/{experiment}" if self._experiment == "each" else self._project
@@ -211,16 +238,17 @@ def create_store(uri: str) -> None:
     would leave half a store that MLflow refuses for ever. Without WAL one open reader blocks a write for 20 s.
     """
     file = _file(uri)
-    if file.exists():
+    if _is_store(file):
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(file.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if file.exists():
+        if _is_store(file):
             return
         draft = file.with_name(file.name + ".draft")
-        for leftover in file.parent.glob(draft.name + "*"):
-            leftover.unlink()
+        # The WAL of a store that was removed would be read as the new one's.
+        for leftover in [*file.parent.glob(draft.name + "*"), *(file.with_name(file.name + e) for e in ("-wal", "-shm"))]:
+            leftover.unlink(missing_ok=True)
         with contextlib.closing(sqlite3.connect(draft)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
         _import_mlflow()
@@ -234,10 +262,11 @@ def create_store(uri: str) -> None:
 def start_ui(uri: str, port: int) -> list[str]:
     """The command that serves MLflow's pages on 127.0.0.1 only, for a browser on this machine only.
 
-    Makes the store if there is none. The host check names its two hosts, as MLflow's default takes every private address;
-    the artifact proxy, the job runner and telemetry are off.
+    Makes the store if there is none; raises ``Unavailable`` where it cannot. The host check names its two hosts, as MLflow's
+    default takes every private address; the artifact proxy, the job runner and telemetry are off.
     """
-    create_store(uri)
+    with _in_our_words(uri):
+        create_store(uri)
     hosts = [f"127.0.0.1:{port}", f"localhost:{port}"]
     return [
         "env",
@@ -251,10 +280,27 @@ def start_ui(uri: str, port: int) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def _in_our_words(uri: str) -> Iterator[None]:
+    """Raise what MLflow and its database raise as ``Unavailable``, in one line."""
+    _import_mlflow()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise Unavailable(f"MLflow's store {_file(uri)}: {_first_line(error)}") from error
+
+
 def _import_mlflow() -> None:
-    """Import it without telemetry and without its tracebacks of errors that are reported here in one line."""
+    """Import it without telemetry and without its tracebacks of errors that are reported here in one line.
+
+    Each of its writes opens the file anew: kept connections would write on into a file that was removed or replaced.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     try:
         import mlflow  # noqa: F401
     except ImportError as error:
@@ -264,6 +310,25 @@ def _import_mlflow() -> None:
 
 def _file(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///"))
+
+
+def _is_store(file: Path) -> bool:
+    """An empty file is none: SQLite makes one of what vanishes between two writes."""
+    return file.exists() and file.stat().st_size > 0
+
+
+def _positions_text(positions: Positions) -> str:
+    return json.dumps({f"{topic}:{partition}": at for (topic, partition), at in sorted(positions.items())})
+
+
+def _read_positions(row: Sequence[str] | None) -> dict[tuple[str, int], int]:
+    """None where a person has written something else into the tag."""
+    try:
+        places = msgspec.json.decode(row[0] if row else "{}", type=dict[str, int])
+        named = [(place.rpartition(":"), at) for place, at in places.items()]
+        return {(topic, int(partition)): at for (topic, _, partition), at in named}
+    except ValueError:
+        return {}
 
 
 def _artifacts(uri: str) -> str:
