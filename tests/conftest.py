@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from statistics import median
 from typing import NamedTuple
 
 import pytest
@@ -60,3 +61,18 @@ def new_broker(kafka_possible: None, tmp_path_factory: pytest.TempPathFactory) -
             return brokers.enter_context(KafkaBroker(folder, settings=settings, secure=secure))
 
         yield start
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str, list[float], float], None]:
+    """Prints figures, whether or not output is captured, and holds them against their limit: half of them keep it, and none
+    takes twice as long, for on a machine that others use any one may wait.
+    """
+
+    def tell(what: str, seconds: list[float], limit: float) -> None:
+        with capsys.disabled():
+            print(f"\n{what}: {' '.join(f'{one:.2f}' for one in seconds)} s; limit {limit:g} s", flush=True)
+        assert median(seconds) < limit
+        assert max(seconds) < 2 * limit
+
+    return tell

@@ -1,6 +1,6 @@
 """The one definition of correct: proves from the log, the lake and the bundles what the project promises.
 
-It may run beside the roles. What it can no longer look at (deleted, pruned) is unchecked, never good.
+It may run beside the roles. What it can no longer look at (deleted, pruned, mended) is unchecked, never good.
 """
 
 from collections import Counter
@@ -33,9 +33,9 @@ from tidemill.core import auditing
 from tidemill.core.answers import Answerer
 from tidemill.core.auditing import Check, Place, Traffic, found
 from tidemill.core.decoding import Decoder
-from tidemill.core.retraining import FIRST
+from tidemill.core.retraining import is_first
 from tidemill.core.schema import Schema
-from tidemill.core.versions import Slots
+from tidemill.core.versions import Slots, announced
 from tidemill.errors import BundleRefused, UnknownModel
 from tidemill.lake import Lake, TableName
 from tidemill.log.base import Log
@@ -85,7 +85,10 @@ def audit(
     """
     facts = read_facts(log, topics, lake)
     told = told_in(facts)
+    slots = Slots.of(map(to_bytes, told.models))
+    bundles = sorted({version.bundle for version in announced(told.models, told.journal).values()})
     asked, given, letters = requests_in(facts, topics), answers_in(facts), dead_letters_in(facts)
+    known = given.drop_nulls("value")
     traffic = _traffic(facts, topics, asked, given, letters)
     drawn = _with_features(given, asked, traffic).sample(min(sample, len(given)), seed=seed)
     checks = [
@@ -94,15 +97,17 @@ def audit(
         auditing.answered_once(traffic),
         auditing.asked_for(traffic),
         auditing.dead_letters_carry(*_letters_and_originals(facts, topics, letters)),
-        auditing.answers_announced(_versions_named(given), auditing.announced_pairs(told.models, told.journal)),
+        auditing.answers_announced(
+            _versions_named(known), auditing.announced_pairs(told.models, told.journal), len(given) - len(known)
+        ),
         recomputed(drawn, store),
-        *_lake_checks(facts, topics, asked, given, letters, _schemas(told.models, store)),
+        *_lake_checks(facts, topics, asked, known, letters, _schemas(bundles, store)),
         *_observation_checks(facts, labels_wait_ms),
         *_decision_checks(facts, topics, told),
-        bundles_verify(told.models, store),
+        bundles_verify(bundles, slots.champion, store),
         auditing.positions_within(*_all_positions(facts, topics)),
     ]
-    return _report(facts, traffic, given, letters, told, checks)
+    return _report(facts, traffic, given, letters, told, bundles, checks)
 
 
 def render(report: Report) -> str:
@@ -121,7 +126,13 @@ def render(report: Report) -> str:
 
 
 def _report(
-    facts: Facts, traffic: Traffic, given: pl.DataFrame, letters: pl.DataFrame, told: Told, checks: list[Check]
+    facts: Facts,
+    traffic: Traffic,
+    given: pl.DataFrame,
+    letters: pl.DataFrame,
+    told: Told,
+    bundles: Sequence[str],
+    checks: list[Check],
 ) -> Report:
     by_name = {check.name: check for check in checks}
     finished = {entry.experiment for entry in told.journal if entry.kind == "experiment"}
@@ -136,9 +147,9 @@ def _report(
         unchecked=sum(check.unchecked for check in checks),
         wrong=by_name["recomputed"].problems,
         observations=len(facts.tables["observations"]),
-        retrainings=len(finished - {FIRST}),
-        bundles=len({model.bundle for model in told.models}),
-        versions=sorted(given["version"].unique()),
+        retrainings=sum(not is_first(id) for id in finished),
+        bundles=len(bundles),
+        versions=sorted(given["version"].drop_nulls().unique()),
         checks=checks,
         clean=not any(check.problems for check in checks),
     )
@@ -198,11 +209,11 @@ def none_missing(observations: pl.DataFrame, due: pl.DataFrame) -> Check:
 def recomputed(answers: pl.DataFrame, store: BundleStore) -> Check:
     """Each answer (``value``) is what its bundle makes of the request's bytes (``features``), bit for bit.
 
-    Answers whose bundle was pruned, or is refused, or whose request is gone, are unchecked.
+    Answers whose bundle was pruned, or is refused, or whose request is gone, are unchecked, and those that are null.
     """
     problems: list[str] = []
     checked = 0
-    for (bundle,), rows in answers.filter(pl.col("features").is_not_null()).group_by("bundle", maintain_order=True):
+    for (bundle,), rows in answers.drop_nulls(["features", "value"]).group_by("bundle", maintain_order=True):
         try:
             loaded = store.load(str(bundle))
         except (UnknownModel, BundleRefused):
@@ -231,12 +242,11 @@ def _shown(answer: Sequence[object]) -> str:
     return msgspec.json.encode([part for part in answer if part is not None]).decode()
 
 
-def bundles_verify(models: Sequence[ModelVersion], store: BundleStore) -> Check:
+def bundles_verify(bundles: Iterable[str], champion: ModelVersion | None, store: BundleStore) -> Check:
     """Every announced bundle that the store holds has the bytes of its hash, and the champion's is there."""
-    champion = Slots.of(map(to_bytes, models)).champion
     problems: list[str] = []
     checked = unchecked = 0
-    for bundle in sorted({model.bundle for model in models}):
+    for bundle in bundles:
         try:
             store.verify(bundle)
             checked += 1
@@ -294,26 +304,37 @@ def _versions_named(given: pl.DataFrame) -> list[tuple[str, tuple[int, str]]]:
 
 def _letters_and_originals(
     facts: Facts, topics: Topics, letters: pl.DataFrame
-) -> tuple[list[tuple[str, Place, bytes]], dict[tuple[str, Place], bytes]]:
+) -> tuple[list[tuple[str, Place, bytes]], dict[tuple[str, Place], set[bytes]]]:
     columns = letters.select("topic", "source_partition", "source_offset", "value")
     named = [(topic, (partition, offset), value) for topic, partition, offset, value in columns.iter_rows()]
     wanted = {(topic, place) for topic, place, _ in named}
     originals = {
-        (getattr(topics, name), (partition, offset)): value
+        (getattr(topics, name), place): values
         for name in JOINED
-        for partition, offset, value in facts.records[name].frame.select(*PLACE, "value").iter_rows()
-        if (getattr(topics, name), (partition, offset)) in wanted
+        for place, values in _bytes_of(facts, name)
+        if (getattr(topics, name), place) in wanted
     }
     return named, originals
 
 
-def _schemas(models: Sequence[ModelVersion], store: BundleStore) -> list[Schema]:
+def _bytes_of(facts: Facts, name: TableName) -> Iterator[tuple[Place, set[bytes]]]:
+    """The records' bytes; of a mended one what it is now and what the table has, or nothing where the table has no bytes."""
+    records, table = facts.records[name], facts.tables[name]
+    for partition, offset, value in records.whole().select(*PLACE, "value").iter_rows():
+        yield (partition, offset), {value}
+    if "value" in table.columns:
+        remembered = table.join(records.mended, on=PLACE, how="semi").select(*PLACE, "value")
+        for partition, offset, value in remembered.iter_rows():
+            yield (partition, offset), {value, b""}
+
+
+def _schemas(bundles: Iterable[str], store: BundleStore) -> list[Schema]:
     """The schemas of the announced bundles that can be read."""
     found: dict[str, Schema] = {}
-    for model in models:
+    for bundle in bundles:
         with suppress(UnknownModel, BundleRefused):
-            if model.schema not in found:
-                found[model.schema] = store.schema(model.bundle)
+            schema = store.schema(bundle)
+            found[schema.digest()] = schema
     return list(found.values())
 
 
@@ -325,23 +346,32 @@ def _lake_checks(
     yield _table_check(facts, "predictions", given, given.columns)
     yield _table_check(facts, "dead_letters", letters, letters.columns)
     refused = refused_by(letters, "recorder", topics.outcomes)
-    (records, headers), table = facts.records["outcomes"], facts.tables["outcomes"]
+    (records, headers, _), table = facts.records["outcomes"], facts.tables["outcomes"]
+    mended = _mended(facts, "outcomes")
     rows = {(p, o): (label, at) for p, o, label, at in table.select(*PLACE, "outcome", "outcome_at").iter_rows()}
     done_to = facts.done_to("recorder", topics.outcomes)
     named = records.with_columns(request_id=pl.Series(outcome_ids(facts), dtype=pl.String))
-    is_due = [(p, o) in rows or (not refused[p, o] and o < done_to.get(p, 0)) for p, o in records.select(PLACE).iter_rows()]
+    is_due = [
+        place not in mended and (place in rows or (not refused[place] and place[1] < done_to.get(place[0], 0)))
+        for place in records.select(PLACE).iter_rows()
+    ]
     yield _table_check(
         facts, "outcomes", named.filter(pl.Series(is_due, dtype=pl.Boolean)), [*PLACE, "request_id", "time_ms"]
     )
     contents = zip(records.select(PLACE).iter_rows(), records["key"], records["value"], headers, strict=True)
-    yield auditing.outcomes_read(contents, rows, refused, schemas)
+    whole = (content for content in contents if content[0] not in mended)
+    yield auditing.outcomes_read(whole, rows, refused, schemas, len(mended))
+
+
+def _mended(facts: Facts, name: str) -> set[Place]:
+    return {(partition, offset) for partition, offset in facts.records[name].mended.select(PLACE).iter_rows()}
 
 
 def _table_check(facts: Facts, name: TableName, due: pl.DataFrame, columns: list[str]) -> Check:
     columns = [*PLACE, *(column for column in columns if column not in PLACE)]
     expected = {(p, o): tuple(values) for p, o, *values in due.select(columns).iter_rows()}
     rows = facts.tables[name].select(columns).iter_rows()
-    return auditing.table_is_log(name, rows, expected, facts.stored[name], facts.bounds[name])
+    return auditing.table_is_log(name, rows, expected, facts.stored[name], facts.bounds[name], _mended(facts, name))
 
 
 def _observation_checks(facts: Facts, wait_ms: int) -> list[Check]:
@@ -371,13 +401,13 @@ def _decision_checks(facts: Facts, topics: Topics, told: Told) -> list[Check]:
         auditing.commands_due(commands, facts.observed),
         auditing.commands_decided(told.commands, facts.done_to("trainer", topics.retrain), told.journal),
         auditing.same_when_repeated("trials", trials),
-        auditing.sequences_rise(told.models),
+        auditing.sequences_rise(told.models, told.journal),
         auditing.versions_rise(told.models, told.journal),
     ]
 
 
 def _keyed(facts: Facts, name: str) -> Iterable[tuple[Any, ...]]:
-    return facts.records[name].frame.select("key", "value").iter_rows()
+    return facts.records[name].whole().select("key", "value").iter_rows()
 
 
 def _all_positions(

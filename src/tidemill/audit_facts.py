@@ -2,6 +2,9 @@
 
 Positions are read first, then the tables, then the log, answers before requests: what a role writes meanwhile is never
 mistaken for a fault.
+
+A mended record has its place and perhaps its key, no more. What the lake has of it is taken instead, as for a deleted one.
+Anybody can send a record that looks mended, so without the lake's row a request is what it looks like: an empty one.
 """
 
 from collections import Counter
@@ -15,7 +18,7 @@ from tidemill.core.auditing import Check, Place, found
 from tidemill.core.decoding import event_time, outcome_id, request_id_or_place
 from tidemill.errors import BadRecord
 from tidemill.lake import Lake, TableName
-from tidemill.log.base import Headers, Log, read_all
+from tidemill.log.base import DAMAGED, Headers, Log, Record, read_all
 from tidemill.messages import JournalEntry, ModelVersion, Prediction, Retrain, Topics, Trial
 
 T = TypeVar("T")
@@ -32,10 +35,15 @@ _prediction = msgspec.json.Decoder(Prediction)
 
 
 class Records(NamedTuple):
-    """A topic's records as columns, with the headers of each."""
+    """A topic's records as columns, with the headers of each; of those that are ``mended`` the place, time and key."""
 
     frame: pl.DataFrame
     headers: list[Headers]
+    mended: pl.DataFrame
+
+    def whole(self) -> pl.DataFrame:
+        """The others, as columns."""
+        return self.frame.join(self.mended, on=PLACE, how="anti", maintain_order="left")
 
 
 class Facts(NamedTuple):
@@ -99,7 +107,14 @@ def _settled(lake: Lake, name: TableName, reader: str, partitions: list[int]) ->
 def _records(log: Log, topic: str) -> Records:
     records = read_all(log, topic)
     columns = {name: [getattr(record, name) for record in records] for name in _RECORD}
-    return Records(pl.DataFrame(columns, schema=_RECORD), [record.headers for record in records])
+    frame = pl.DataFrame(columns, schema=_RECORD)
+    mended = frame.filter(pl.Series(map(_is_mended, records), dtype=pl.Boolean)).drop("value")
+    return Records(frame, [record.headers for record in records], mended)
+
+
+def _is_mended(record: Record) -> bool:
+    """As ``log repair`` leaves one; a dead letter that carries the header has others too."""
+    return not record.value and len(record.headers) == 1 and record.headers[0][0] == DAMAGED
 
 
 class Told(NamedTuple):
@@ -112,13 +127,13 @@ class Told(NamedTuple):
 
 
 def told_in(facts: Facts) -> Told:
-    """Decode them; each record that cannot be is a problem, and is left out."""
+    """Decode them; each record that cannot be is a problem, or unchecked if it is mended, and is left out."""
     problems: list[str] = []
 
     def decoded(name: str, kind: type[T]) -> list[tuple[Place, T]]:
         decoder = msgspec.json.Decoder(kind)
         good = []
-        for partition, offset, value in facts.records[name].frame.select(*PLACE, "value").iter_rows():
+        for partition, offset, value in facts.records[name].whole().select(*PLACE, "value").iter_rows():
             try:
                 good.append(((partition, offset), decoder.decode(value)))
             except (ValueError, RecursionError) as error:
@@ -129,20 +144,21 @@ def told_in(facts: Facts) -> Told:
     commands = decoded("retrain", Retrain)
     journal = [entry for _, entry in decoded("journal", JournalEntry)]
     others = len(decoded("trials", Trial)) + len(decoded("predictions", Prediction))
+    mended = sum(len(facts.records[name].mended) for name in ("models", "retrain", "journal", "trials", "predictions"))
     checked = len(models) + len(commands) + len(journal) + others + len(problems)
-    return Told(models, commands, journal, found("readable", checked, problems))
+    return Told(models, commands, journal, found("readable", checked, problems, mended))
 
 
 def request_ids(facts: Facts, topics: Topics) -> list[str]:
     """The ids of the requests by their keys and headers; of one that has a bad one, its place."""
-    frame, headers = facts.records["requests"]
+    frame, headers, _ = facts.records["requests"]
     rows = zip(frame["key"], frame["partition"], frame["offset"], headers, strict=True)
     return [request_id_or_place(key, topics.requests, partition, offset, said) for key, partition, offset, said in rows]
 
 
 def outcome_ids(facts: Facts) -> list[str | None]:
     """The request ids that the outcomes name; None for one that must be a dead letter."""
-    frame, headers = facts.records["outcomes"]
+    frame, headers, _ = facts.records["outcomes"]
     return [_outcome_id_or_none(key, said) for key, said in zip(frame["key"], headers, strict=True)]
 
 
@@ -154,17 +170,19 @@ def _outcome_id_or_none(key: bytes | None, headers: Headers) -> str | None:
 
 
 def _with_deleted(facts: Facts, name: TableName, kept: pl.DataFrame) -> pl.DataFrame:
-    """The log's records, and before them those that only the table still has; by place."""
+    """The log's records, and those that only the table still has: deleted or mended ones; by place."""
     first = {partition: bounds[0] for partition, bounds in facts.bounds[name].items()}
     begin = pl.col("partition").replace_strict(first, default=0, return_dtype=pl.Int64)
     table = facts.tables[name].select(kept.columns)
-    deleted = table.filter(pl.col("offset") < begin).unique(PLACE)
-    return pl.concat([deleted, kept.filter(pl.col("offset") >= begin)]).sort(PLACE)
+    mended = table.join(facts.records[name].mended, on=PLACE, how="semi")
+    gone = pl.concat([table.filter(pl.col("offset") < begin), mended]).unique(PLACE)
+    here = kept.filter(pl.col("offset") >= begin).join(gone, on=PLACE, how="anti")
+    return pl.concat([gone, here]).sort(PLACE)
 
 
 def requests_in(facts: Facts, topics: Topics) -> pl.DataFrame:
     """The requests, as the table must have them, and those that only the table has."""
-    frame, headers = facts.records["requests"]
+    frame, headers, _ = facts.records["requests"]
     frame = frame.with_columns(
         request_id=pl.Series(request_ids(facts, topics), dtype=pl.String),
         event_at=pl.Series(map(_event_at, headers, frame["time_ms"]), dtype=pl.Int64),
@@ -181,8 +199,16 @@ def _event_at(headers: Headers, time_ms: int) -> int:
 
 
 def answers_in(facts: Facts) -> pl.DataFrame:
-    """The predictions that can be read, as the table must have them, and those that only the table has."""
-    return _with_deleted(facts, "predictions", _predictions(facts.records["predictions"].frame))
+    """The predictions that can be read, as the table must have them, and those that only the table has.
+
+    A mended one that the table lacks answers the request that its key names; its version, bundle and value are null.
+    """
+    records = facts.records["predictions"]
+    answers = _with_deleted(facts, "predictions", _predictions(records.whole()))
+    mended = records.mended.filter(pl.col("key").is_not_null()).join(answers, on=PLACE, how="anti")
+    names = [key.decode("utf-8", "replace") for key in mended["key"]]
+    by_key = mended.select(*PLACE, "time_ms").with_columns(request_id=pl.Series(names, dtype=pl.String))
+    return pl.concat([answers, by_key], how="diagonal").sort(PLACE)
 
 
 def _predictions(records: pl.DataFrame) -> pl.DataFrame:
@@ -206,7 +232,7 @@ def _prediction_or_none(value: bytes) -> Prediction | None:
 
 def dead_letters_in(facts: Facts) -> pl.DataFrame:
     """The dead letters, as the table must have them, and those that only the table has."""
-    frame, headers = facts.records["dead_letters"]
+    frame, headers, _ = facts.records["dead_letters"]
     said = [{name: value.decode("utf-8", "replace") for name, value in one} for one in headers]
     columns: dict[str, list[Any]] = {name: [one.get(name, "") for one in said] for name in _TEXTS}
     columns |= {

@@ -1,7 +1,7 @@
 """The promises as checks over values: requests and answers, commands and decisions, versions, positions.
 
 Each check takes what was read from the log and says how many things it looked at and which of them break the promise.
-A thing that can no longer be looked at (deleted by retention, pruned) is unchecked, never good.
+A thing that can no longer be looked at (deleted by retention, pruned, damaged and mended) is unchecked, never good.
 """
 
 import itertools
@@ -14,9 +14,10 @@ from msgspec import Struct
 
 from tidemill.core.decoding import Headers
 from tidemill.core.outcomes import decode_outcome
+from tidemill.core.retraining import is_first
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord
-from tidemill.messages import JournalEntry, ModelVersion, Retrain
+from tidemill.messages import JournalEntry, ModelVersion, Retrain, Slot
 
 EXAMPLES = 3
 Place = tuple[int, int]
@@ -115,15 +116,19 @@ def asked_for(traffic: Traffic) -> Check:
     return found("asked-for", checked, problems) if traffic.whole else found("asked-for", checked, [], len(problems))
 
 
-def dead_letters_carry(letters: Iterable[tuple[str, Place, bytes]], originals: Mapping[tuple[str, Place], bytes]) -> Check:
-    """A dead letter (topic, place, value) holds the bytes of the record that it names; deleted records are unchecked."""
+def dead_letters_carry(
+    letters: Iterable[tuple[str, Place, bytes]], originals: Mapping[tuple[str, Place], Collection[bytes]]
+) -> Check:
+    """A dead letter (topic, place, value) holds the bytes of the record that it names, of a mended one those before or
+    after; records whose bytes nobody knows are unchecked.
+    """
     problems: list[str] = []
     checked = unchecked = 0
     for topic, place, value in letters:
         original = originals.get((topic, place))
         checked += original is not None
         unchecked += original is None
-        if original is not None and original != value:
+        if original is not None and value not in original:
             problems.append(f"dead letter of {topic} at {_at(place)} has other bytes than the record")
     return found("dead-letters", checked, problems, unchecked)
 
@@ -134,11 +139,13 @@ def table_is_log(
     due: Mapping[Place, tuple[Any, ...]],
     stored: Mapping[int, int],
     bounds: Mapping[int, tuple[int, int]],
+    mended: Collection[Place] = (),
 ) -> Check:
     """A lake table (rows: partition, offset, values) has every record once and unchanged up to its position, nothing else.
 
     ``due`` are the values that the records kept in the log must have become, ``stored`` the table's positions and
     ``bounds`` the log's, by partition. Of records that the log has deleted none may be missing after the table's first.
+    What the rows of ``mended`` records say is unchecked.
     """
     problems: list[str] = []
     seen: dict[Place, tuple[Any, ...]] = {}
@@ -150,6 +157,8 @@ def table_is_log(
         first, end = bounds.get(partition, (0, 0))
         if offset >= stored.get(partition, 0):
             problems.append(f"{_at(place)} is in the table, beyond its position {stored.get(partition, 0)}")
+        elif place in mended:
+            continue
         elif first <= offset < end and place not in due:
             problems.append(f"{_at(place)} is in the table, but should not be")
         elif place in due and due[place] != tuple(values):
@@ -160,7 +169,8 @@ def table_is_log(
     ends = {partition: end for partition, (_, end) in bounds.items()}
     beyond = [place for place in stored.items() if place[1] > ends.get(place[0], 0)]
     problems += [f"the table's position {_at(place)} is beyond the log's end" for place in beyond]
-    return found(f"lake-{name.replace('_', '-')}", len(seen.keys() | set(below)), problems)
+    unchecked = sum(place in mended for place in seen)
+    return found(f"lake-{name.replace('_', '-')}", len(seen.keys() | set(below)) - unchecked, problems, unchecked)
 
 
 def _gaps(seen: Collection[Place], stored: Mapping[int, int], bounds: Mapping[int, tuple[int, int]]) -> Iterator[str]:
@@ -181,12 +191,13 @@ def outcomes_read(
     rows: Mapping[Place, tuple[str, int | None]],
     refused: Mapping[Place, int],
     schemas: Sequence[Schema],
+    mended: int = 0,
 ) -> Check:
     """An outcome record (place, key, value, headers) is a row (label as JSON, its time) as one of the schemas reads it,
-    or has one dead letter because one of them cannot; never both.
+    or has one dead letter because one of them cannot; never both. ``mended`` ones, which are not among them, are unchecked.
     """
     problems: list[str] = []
-    checked = unchecked = 0
+    checked, unchecked = 0, mended
     for place, key, value, headers in records:
         letters, row = refused.get(place, 0), rows.get(place)
         if letters + (row is not None) > 1:
@@ -216,7 +227,9 @@ def announced_pairs(models: Iterable[ModelVersion], journal: Iterable[JournalEnt
     return {pair for pair in pairs if pair[1]}
 
 
-def answers_announced(answers: Iterable[tuple[str, Announced]], announced: Collection[Announced]) -> Check:
+def answers_announced(
+    answers: Iterable[tuple[str, Announced]], announced: Collection[Announced], unchecked: int = 0
+) -> Check:
     """Every answer (request id, version and bundle) names a version and bundle that were announced."""
     counts = Counter(pair for _, pair in answers)
     strange = {pair for pair in counts if pair not in announced}
@@ -225,12 +238,14 @@ def answers_announced(answers: Iterable[tuple[str, Announced]], announced: Colle
         for name, pair in answers
         if pair in strange
     ]
-    return found("announced", sum(counts.values()), problems)
+    return found("announced", sum(counts.values()), problems, unchecked)
 
 
 def commands_unique(commands: Sequence[Retrain]) -> Check:
-    """No retrain command was sent twice."""
-    counts = Counter(command.id for command in commands)
+    """No retrain command was sent twice, but for a first model's: the monitor and a person may ask in the same moment, and
+    name the same.
+    """
+    counts = Counter(command.id for command in commands if not is_first(command.id))
     problems = [f"command {name} was sent {number} times" for name, number in counts.items() if number > 1]
     return found("commands-unique", len(commands), problems)
 
@@ -273,11 +288,30 @@ def same_when_repeated(name: str, records: Iterable[tuple[str, bytes]]) -> Check
     return found(name, checked, problems)
 
 
-def sequences_rise(models: Sequence[ModelVersion]) -> Check:
-    """The sequence rises from record to record."""
-    pairs = itertools.pairwise(models)
-    problems = [f"sequence {b.sequence} comes after {a.sequence}" for a, b in pairs if b.sequence <= a.sequence]
+def sequences_rise(models: Sequence[ModelVersion], journal: Iterable[JournalEntry]) -> Check:
+    """The sequence rises from record to record.
+
+    Two who decided at the same moment may have counted from the same record: one that does not rise is good where a
+    decision in the journal stands behind it, one decision behind each record of its slot and version. The log may have
+    removed records, so numbers may be missing.
+    """
+    decided = Counter(move for entry in journal for move in _moves(entry))
+    made = Counter((model.state, model.version) for model in models)
+    problems = [
+        f"sequence {b.sequence} comes after {a.sequence}"
+        for a, b in itertools.pairwise(models)
+        if b.sequence <= a.sequence and made[b.state, b.version] > decided[b.state, b.version]
+    ]
     return found("sequences-rise", len(models), problems)
+
+
+def _moves(entry: JournalEntry) -> Iterator[tuple[Slot, int]]:
+    """Slot and version of the records that a decision makes."""
+    if entry.verdict == "promoted":
+        yield "champion", entry.version
+        yield "previous", entry.champion_version
+    elif entry.verdict == "waiting":
+        yield "challenger", entry.version
 
 
 def versions_rise(models: Sequence[ModelVersion], journal: Sequence[JournalEntry]) -> Check:

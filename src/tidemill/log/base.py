@@ -15,6 +15,9 @@ Positions = Mapping[tuple[str, int], int]
 """(topic, partition) -> the offset of the next record to read."""
 Start = Literal["beginning", "end"]
 
+DAMAGED = "damaged"
+"""The header of an empty record that stands in the place of one whose bytes are lost: a backend was mended."""
+
 
 class Topic(Struct, frozen=True):
     """A topic to be created. ``retention_seconds`` None keeps records for ever; ``compacted`` allows (does not promise) that
@@ -184,7 +187,7 @@ def lag(log: Log, group: str, topics: Iterable[str]) -> dict[str, int]:
     committed = log.committed(group)
     return {
         topic: sum(
-            end - max(first, committed.get((topic, partition), first))
+            max(0, end - max(first, committed.get((topic, partition), first)))
             for partition, (first, end) in log.bounds(topic).items()
         )
         for topic in topics

@@ -10,6 +10,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tidemill.failpoints import failpoint
 from tidemill.log.base import Message, Record, Start, Topic
 from tidemill.log.kafka_client import CALL_SECONDS, Clients, Value
 from tidemill.log.kafka_reader import KafkaReader
-from tidemill.log.kafka_session import TRANSACTION_SECONDS, Delivery, Membership
+from tidemill.log.kafka_session import ABORT_SECONDS, TRANSACTION_SECONDS, Delivery, Membership, flush
 from tidemill.log.kafka_slots import Slots
 from tidemill.log.kafka_tail import Tail
 from tidemill.log.kafka_topics import Place, Topics
@@ -111,10 +112,10 @@ class KafkaLog:
         """The cluster, as ``host:port,host:port``."""
         return self._clients.brokers
 
-    def undecided(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+    def undecided(self, topics: Iterable[str]) -> dict[Place, tuple[int, int]]:
         """Partitions with records that an open transaction hides: from which offset on, and where they end now."""
         self._guard()
-        return self._topics.undecided(places)
+        return self._topics.undecided(self._topics.places(topics))
 
     def close(self) -> None:
         """See ``Log.close``; may be repeated."""
@@ -163,17 +164,23 @@ class KafkaLog:
         try:
             _produce(producer, messages, lambda error, _: refused.append(error) if error else None)
             failpoint("log.append.written")
+            flush(producer, refused)
             producer.commit_transaction(CALL_SECONDS)
         except KafkaException:
+            cause = refused[:1]  # an abort refuses the others
+            with suppress(KafkaException):
+                producer.abort_transaction(ABORT_SECONDS)
             producer.purge()
-            if refused:
-                raise KafkaException(refused[0]) from None
+            if cause:
+                raise KafkaException(cause[0]) from None
             raise
 
     def _appender(self) -> Producer:
         with self._lock:
             if self._producer is None:
                 self._producer = self._clients.producer({}, {"linger.ms": 0})
+                # One that knows the brokers gets its number at once; else its first word waits for half a second.
+                self._producer.list_topics(timeout=CALL_SECONDS)
             return self._producer
 
 

@@ -44,8 +44,9 @@ class KafkaReport(Struct, frozen=True):
 
 def check(log: KafkaLog, topics: Iterable[str], groups: Iterable[str]) -> KafkaReport:
     """Look at a project's topics and groups; takes ``OPEN_SECONDS`` where a transaction is open."""
-    bounds = {(topic, p): found for topic in topics for p, found in log.bounds(topic).items()}
-    hidden = _hidden(log, list(bounds))
+    names = list(topics)
+    bounds = {(topic, p): found for topic in names for p, found in log.bounds(topic).items()}
+    hidden = _hidden(log, names)
     partitions = [PartitionReport(*place, *found, hidden.get(place, 0)) for place, found in bounds.items()]
     problems = [
         f"topic {topic!r}, partition {partition}: {count} records are hidden by a transaction that does not end; the broker "
@@ -63,14 +64,14 @@ def check(log: KafkaLog, topics: Iterable[str], groups: Iterable[str]) -> KafkaR
     return KafkaReport(log.brokers, partitions, positions, problems)
 
 
-def _hidden(log: KafkaLog, places: list[Place]) -> dict[Place, int]:
+def _hidden(log: KafkaLog, topics: list[str]) -> dict[Place, int]:
     """By partition, how many offsets a transaction hides, where it is the same one for a while."""
-    before = log.undecided(places)
+    before = log.undecided(topics)
     if not before:
         return {}
     _clock.sleep(OPEN_SECONDS)
-    after = log.undecided(list(before))
-    return {place: end - stable for place, (stable, end) in after.items() if before[place][0] == stable}
+    after = log.undecided({topic for topic, _ in before})
+    return {place: end - stable for place, (stable, end) in after.items() if before.get(place, (-1, 0))[0] == stable}
 
 
 def _lost(group: str, place: Place, position: int, first: int) -> list[str]:

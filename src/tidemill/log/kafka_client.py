@@ -161,6 +161,8 @@ class Clients:
         except KafkaException as error:
             self._hear()
             raise self.translated(error.args[0], doing) from error
+        except TimeoutError as error:
+            raise Unavailable(f"Kafka at {self.brokers} does not answer: {doing}") from error
 
     def patiently(self, doing: str, call: Callable[[], Answer]) -> Answer:
         """Call until it works, a while at most: a topic that was just made, or a broker that just came, is not known
@@ -173,9 +175,9 @@ class Clients:
             while True:
                 try:
                     return call()
-                except KafkaException as error:
+                except (KafkaException, TimeoutError) as error:
                     self._hear()
-                    away = isinstance(self.translated(error.args[0], doing), Unavailable)
+                    away = isinstance(error, TimeoutError) or isinstance(self.translated(error.args[0], doing), Unavailable)
                     if not away or _clock.monotonic() > deadline:
                         raise
                     _clock.sleep(0.05)

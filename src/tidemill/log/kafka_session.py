@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from msgspec import Struct
 
@@ -28,6 +29,7 @@ HEARTBEAT_SECONDS = 0.5
 """How often a member asks whether the group rebalances: others stand still until the last one has heard of it."""
 POLL_SECONDS_MAX = 300
 LEAVE_SECONDS = 1.0
+ABORT_SECONDS = 1.0
 TRANSACTION_SECONDS = 10
 """The broker ends a transaction that is open for longer; one is a batch, well below a second."""
 FAIR_ROWS = 5000
@@ -52,6 +54,7 @@ PRODUCER = {
     "batch.num.messages": 100_000,
 }
 _clock = SystemClock()
+logger = structlog.get_logger()
 
 
 class Membership(Struct, frozen=True):
@@ -83,7 +86,7 @@ class Session:
         self._settled = False
         self._paused = False
         self._failure: TidemillError | None = None
-        self._refusal: KafkaError | None = None
+        self._refusals: list[KafkaError] = []
         self._producer = self._transactional(name) if member.delivery == "exactly_once" else self._plain()
         self._end_left_behind()
         own = {**MEMBER, "group.id": member.group, "group.instance.id": name}
@@ -128,12 +131,13 @@ class Session:
         """Waits for the first message only. It is dropped where partitions moved while the others were taken: whoever has
         its partition now reads it again.
         """
-        first: list[Raw] = self._consumer.consume(1, timeout)
-        if not first or limit == 1:
-            return first
-        moves = self._moves
-        rest: list[Raw] = self._consumer.consume(limit - 1, 0.0)
-        return first + rest if moves == self._moves else rest
+        with self._member.clients.in_our_words(f"a poll of group {self._member.group!r}"):
+            first: list[Raw] = self._consumer.consume(1, timeout)
+            if not first or limit == 1:
+                return first
+            moves = self._moves
+            rest: list[Raw] = self._consumer.consume(limit - 1, 0.0)
+            return first + rest if moves == self._moves else rest
 
     def _put_aside(self, messages: list[Raw]) -> None:
         for message in self._good(messages):
@@ -180,8 +184,11 @@ class Session:
         topics = [message.topic() for message in messages]
         partitions = [message.partition() for message in messages]
         offsets = [message.offset() for message in messages]
-        read = dict(zip(zip(topics, partitions, strict=True), offsets, strict=True))
-        self._check_mine(read)
+        places = list(zip(topics, partitions, strict=True))
+        first = dict(zip(reversed(places), reversed(offsets), strict=True))
+        if any(offset < self._position.get(place, offset + 1) for place, offset in first.items()):
+            return self._batch(self._without_repeats(messages))
+        read = dict(zip(places, offsets, strict=True))
         self._position.update((place, offset + 1) for place, offset in read.items())
         self._polled.update(read)
         return Batch(
@@ -195,16 +202,17 @@ class Session:
             dict(self._position),
         )
 
-    def _check_mine(self, read: Mapping[Place, int]) -> None:
-        """What is handed out is this member's, and new: another reader may have the rest, which librdkafka once gave out
-        after it had been taken away.
+    def _without_repeats(self, messages: list[Raw]) -> list[Raw]:
+        """The client gives out records again that it has given out before, where it has lost its connection (seen with a
+        broker that was killed), and once gave out those of partitions that had been taken away: they are dropped.
         """
-        for place, offset in read.items():
-            if offset < self._position.get(place, offset + 1):
-                raise Broken(
-                    f"group {self._member.group!r}: offset {offset} of topic {place[0]!r}, partition {place[1]}, came "
-                    "twice, or of a partition that is not this member's"
-                )
+        kept = []
+        for message in messages:
+            place, offset = (message.topic(), message.partition()), message.offset()
+            if offset >= self._position.get(place, offset + 1):
+                kept.append(message)
+        logger.warning("records_came_again", group=self._member.group, records=len(messages) - len(kept))
+        return kept
 
     # Committing.
 
@@ -238,10 +246,11 @@ class Session:
             if offsets:
                 producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_SECONDS)
                 failpoint("log.commit.positions")
+            flush(producer, self._refusals)
             producer.commit_transaction(max(1.0, deadline - _clock.monotonic()))
         except KafkaException:
-            if self._refusal is not None:
-                raise KafkaException(self._refusal) from None
+            if self._refusals:
+                raise KafkaException(self._refusals[0]) from None
             raise
 
     def _publish_then_commit(self, outputs: Sequence[Message], offsets: list[TopicPartition]) -> None:
@@ -249,8 +258,8 @@ class Session:
         failpoint("log.commit.written")
         if self._producer.flush(CALL_SECONDS):
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        if self._refusal is not None:
-            raise KafkaException(self._refusal)
+        if self._refusals:
+            raise KafkaException(self._refusals[0])
         if offsets:
             self._consumer.commit(offsets=offsets, asynchronous=False)
 
@@ -266,8 +275,8 @@ class Session:
 
     def _on_delivery(self, error: KafkaError | None, _: Raw) -> None:
         """Called within other calls, for what the broker did not take. The first reason is the one that counts."""
-        if error is not None and self._refusal is None:
-            self._refusal = error
+        if error is not None:
+            self._refusals.append(error)
 
     # Coming and going.
 
@@ -292,10 +301,11 @@ class Session:
 
     def keep_alive(self) -> None:
         """Poll without taking anything."""
-        if not self._paused:
-            self._consumer.pause(self._consumer.assignment())
-            self._paused = True
-        self._put_aside(self._consumer.consume(1, 0.0))
+        with self._member.clients.in_our_words("keeping a member alive"):
+            if not self._paused:
+                self._consumer.pause(self._consumer.assignment())
+                self._paused = True
+            self._put_aside(self._consumer.consume(1, 0.0))
 
     def _resume(self) -> None:
         if self._paused:
@@ -310,7 +320,7 @@ class Session:
             self._consumer.close()
         if self._member.delivery == "exactly_once":
             with suppress(KafkaException):
-                self._producer.abort_transaction(1.0)
+                self._producer.abort_transaction(ABORT_SECONDS)
         self._producer.purge()
 
     def _leave(self) -> None:
@@ -421,6 +431,15 @@ class Session:
     def _plain(self) -> Producer:
         plain = {name: value for name, value in PRODUCER.items() if not name.startswith("transaction")}
         return self._member.clients.producer({"on_delivery": self._on_delivery}, plain)
+
+
+def flush(producer: Producer, refusals: Sequence[KafkaError]) -> None:
+    """Until the broker has all; an output that it refuses holds back those behind it, and a commit would wait for them."""
+    deadline = _clock.monotonic() + CALL_SECONDS
+    while producer.flush(0.05) and not refusals and _clock.monotonic() < deadline:
+        pass
+    if refusals:
+        raise KafkaException(refusals[0])
 
 
 def headers_of(message: Raw) -> tuple[tuple[str, bytes], ...]:

@@ -1,7 +1,7 @@
 """The topics of a Kafka log: made as they must be, checked where they exist, and where their records begin and end."""
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from confluent_kafka import (
     Consumer,
@@ -25,11 +25,13 @@ from confluent_kafka.admin import (
 from tidemill.clock import SystemClock
 from tidemill.errors import Broken, ConfigError
 from tidemill.log.base import Topic
-from tidemill.log.kafka_client import CALL_SECONDS, Clients, consume
+from tidemill.log.kafka_client import CALL_SECONDS, Answer, Clients, consume
 
 UNDECIDED_SECONDS = 2.0
 """How long to wait for a transaction's end, to see what stands behind it."""
 SPREAD_SECONDS = 0.5
+ADMIN_SECONDS = 3.0
+"""How long to wait for an answer that takes milliseconds, before another client asks."""
 LIST_SECONDS = 2.0
 """How soon a password that is wrong, say, is told: until then a broker that is away looks the same."""
 _clock = SystemClock()
@@ -58,7 +60,7 @@ class Topics:
 
     def create(self, topics: Sequence[Topic]) -> None:
         """See ``Log.create``. Raises ``ConfigError`` that names every difference, where one exists otherwise."""
-        standing = self._clients.patiently("making topics", self._names)
+        standing = self._patiently("making topics", self._names)
         with self._clients.in_our_words("making topics"):
             made = self._make([topic for topic in topics if topic.name not in standing])
             self._check([topic for topic in topics if topic.name not in made])
@@ -77,7 +79,7 @@ class Topics:
         """How many a topic has. Raises ``ConfigError`` where there is none of that name."""
         if topic not in self._known:
             doing = f"looking for topic {topic!r}"
-            self._known[topic] = self._clients.patiently(doing, lambda: self._look(topic))
+            self._known[topic] = self._patiently(doing, lambda: self._look(topic))
         return self._known[topic]
 
     def _look(self, topic: str) -> int:
@@ -100,9 +102,9 @@ class Topics:
 
         def describe() -> dict[str, str]:
             futures = self._admin_client().describe_topics(TopicCollection(list(topics)), request_timeout=CALL_SECONDS)
-            return {topic: str(future.result(CALL_SECONDS).topic_id) for topic, future in futures.items()}
+            return {topic: str(future.result(ADMIN_SECONDS).topic_id) for topic, future in futures.items()}
 
-        return self._clients.patiently("describing topics", describe)
+        return self._patiently("describing topics", describe)
 
     def ends(self, places: Sequence[Place]) -> Bounds:
         """Where each partition begins and ends, with all that is in it: markers, and what may yet be aborted.
@@ -141,13 +143,25 @@ class Topics:
         def look() -> dict[Place, int]:
             request = ConsumerGroupTopicPartitions(group)
             (future,) = self._admin_client().list_consumer_group_offsets([request], require_stable=True).values()
-            found = future.result(CALL_SECONDS).topic_partitions
+            found = future.result(ADMIN_SECONDS).topic_partitions
             for one in found:
                 if one.error is not None:
                     raise KafkaException(one.error)
             return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
 
-        return self._clients.patiently(f"looking for the positions of group {group!r}", look)
+        return self._patiently(f"looking for the positions of group {group!r}", look)
+
+    def _patiently(self, doing: str, call: Callable[[], Answer]) -> Answer:
+        """An administrator that has failed is dropped: some go on asking a broker that has restarted, without an answer."""
+
+        def once() -> Answer:
+            try:
+                return call()
+            except (KafkaException, TimeoutError):
+                self._admin = None
+                raise
+
+        return self._clients.patiently(doing, once)
 
     def _admin_client(self) -> AdminClient:
         with self._lock:
@@ -161,9 +175,9 @@ class Topics:
         def look() -> dict[Place, int]:
             request = {TopicPartition(*place): spec for place in places}
             futures = self._admin_client().list_offsets(request, isolation_level=isolation, request_timeout=CALL_SECONDS)
-            return {(one.topic, one.partition): future.result(CALL_SECONDS).offset for one, future in futures.items()}
+            return {(one.topic, one.partition): future.result(ADMIN_SECONDS).offset for one, future in futures.items()}
 
-        return self._clients.patiently("looking for the ends of topics", look)
+        return self._patiently("looking for the ends of topics", look)
 
     def _last_records(self, bounds: Bounds) -> dict[Place, int]:
         """Behind the last record of each partition that has one: looked for from its end, further back each time."""

@@ -15,15 +15,13 @@ from msgspec import Struct
 
 from tidemill.clock import SystemClock
 from tidemill.errors import ConfigError, LogDamaged, Unavailable
-from tidemill.log.base import Message
+from tidemill.log.base import DAMAGED, Message
 from tidemill.log.sqlite_check import check, refuse_others, scan
 from tidemill.log.sqlite_database import in_our_words, reader
 from tidemill.log.sqlite_folder import database_file, prepare_folder
 from tidemill.log.sqlite_records import Damage, Table, rows_of, table_of
 from tidemill.log.sqlite_store import Store
 
-HEADER = "damaged"
-"""The header of an empty record that stands for a lost one."""
 MISSING_MAX = 1_000_000
 """A longer gap is no loss of records, but an offset or a position that is wrong itself."""
 NEEDED = "SELECT max(committed) FROM positions WHERE topic = ?"
@@ -152,5 +150,5 @@ def _mend(db: sqlite3.Connection, table: Table, damage: Damage, file: str) -> No
         [(time_ms,)] = db.execute(table.time_near, (offset,)).fetchall()
         rows = db.execute(table.select, (offset, 1)).fetchall()
         key = rows[0][2] if rows and rows[0][0] == offset and isinstance(rows[0][2], bytes) else None
-        message = Message(table.topic, b"", key, ((HEADER, text.encode()),))
+        message = Message(table.topic, b"", key, ((DAMAGED, text.encode()),))
         db.executemany(table.replace, rows_of(table, offset, time_ms if isinstance(time_ms, int) else 0, [message]))

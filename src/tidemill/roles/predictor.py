@@ -263,10 +263,10 @@ class Predictor:
 
     def run(self, stop: threading.Event) -> None:
         """Answer until ``stop`` is set. Raises ``Broken`` where the log has lost the position but not the answers."""
-        self._check_position()
         reader = self._log.join(ROLE, [self._topics.requests])
         self._preparer.start()
         try:
+            self._check_position()
             self._wait_for_model(stop)
             letters = self._topics.dead_letters
             run_loop(ROLE, reader, self._handle, stop, self._settings.batch_max, POLL_SECONDS, self._idle, letters)
