@@ -158,6 +158,7 @@ def served(stage: Stage, name: str) -> Iterator[Traffic]:
     assert (traffic.lost(), traffic.doubled()) == (set(), {})
 
 
+@pytest.mark.skipif("TIDEMILL_FAULT_FACTOR" not in os.environ, reason="not settled: see docs/decisions/kafka.md")
 def test_the_broker_killed_and_paused(stage: Stage, broker: KafkaBroker, run: Path, tell: Callable[..., None]) -> None:
     """kill -9 and a start, three times, and frozen for 8 s, three times, with all roles at work: they answer again within
     30 s of the broker's return, and no answer is lost or given twice.

@@ -76,6 +76,8 @@ _AWAY = {
     *(KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.KAFKA_STORAGE_ERROR, KafkaError.TRANSACTION_ABORTABLE),
     *(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, KafkaError.UNKNOWN_PRODUCER_ID, KafkaError.INVALID_PRODUCER_ID_MAPPING),
     *(KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH),
+    # _NOENT is "no leaders found": the partitions of a broker that has just come back have none for a moment.
+    *(KafkaError._NOENT, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.ELIGIBLE_LEADERS_NOT_AVAILABLE),
     *(KafkaError.INVALID_TXN_STATE, KafkaError._STATE, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE),
 }
 _OTHERS = {
