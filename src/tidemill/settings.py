@@ -127,9 +127,9 @@ class Predictor(Section, frozen=True):
 
     batch_max: Annotated[Count, Meta(le=BATCH_MAX, description="requests a micro-batch takes at most")] = 1000
     request_bytes_max: Annotated[Count, Meta(description="a larger request becomes a dead letter")] = 262_144
-    require_id: Annotated[bool, Meta(description="a request without a key is a dead letter, not topic-partition-offset")] = (
-        False
-    )
+    require_id: Annotated[
+        bool, Meta(description="a request without a key or ce_id is a dead letter, not topic-partition-offset")
+    ] = False
 
 
 class Lake(Section, frozen=True):

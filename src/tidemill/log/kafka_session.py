@@ -74,7 +74,6 @@ class Session:
 
     def __init__(self, member: Membership, name: str, sought: Positions) -> None:
         self._member = member
-        self._name = name
         self._sought = dict(sought)
         self._position: dict[Place, int] = {}
         self._stored: dict[Place, int | None] = {}
@@ -203,8 +202,8 @@ class Session:
         )
 
     def _without_repeats(self, messages: list[Raw]) -> list[Raw]:
-        """The client gives out records again that it has given out before, where it has lost its connection (seen with a
-        broker that was killed), and once gave out those of partitions that had been taken away: they are dropped.
+        """Clients have given out records a second time, or of partitions that had been taken away (librdkafka 2.2 to 2.13,
+        its issue 4844): here they would be answered twice, so they are dropped, with a line that says so.
         """
         kept = []
         for message in messages:
@@ -290,9 +289,9 @@ class Session:
                 with self._member.clients.in_our_words("a seek"):
                     self._consumer.seek(TopicPartition(*place, offset))
 
-    def await_places(self, places: Collection[Place], seconds: float = CALL_SECONDS) -> None:
+    def await_places(self, places: Collection[Place]) -> None:
         """Until these partitions are this member's; what comes meanwhile is kept for the next poll."""
-        deadline = _clock.monotonic() + seconds
+        deadline = _clock.monotonic() + CALL_SECONDS
         while not self._position.keys() >= set(places):
             self._put_aside(self._consumer.consume(1, 0.1))
             self._raise_failure()
