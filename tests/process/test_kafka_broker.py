@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tidemill.errors import ConfigError, Unavailable
-from tidemill.testing.kafka_broker import KafkaBroker, jars, main, missing
+from tidemill.testing.kafka_broker import KAFKA_VERSION, KafkaBroker, jars, main, missing
 
 pytestmark = [pytest.mark.kafka, pytest.mark.process]
 
@@ -268,7 +268,7 @@ def test_an_old_java_or_no_maven_is_told_so(tmp_path: Path, monkeypatch: pytest.
     assert reason.startswith("no Maven")
     with pytest.raises(ConfigError, match="no Maven"):
         jars()
-    (tmp_path / "tidemill" / "kafka-4.4.0").mkdir(parents=True)
+    (tmp_path / "tidemill" / f"kafka-{KAFKA_VERSION}").mkdir(parents=True)
     assert missing() is None
 
 

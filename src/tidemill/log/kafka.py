@@ -164,7 +164,7 @@ class KafkaLog:
         try:
             _produce(producer, messages, lambda error, _: refused.append(error) if error else None)
             failpoint("log.append.written")
-            flush(producer, refused)
+            flush(producer, refused, CALL_SECONDS)
             producer.commit_transaction(CALL_SECONDS)
         except KafkaException:
             cause = refused[:1]  # an abort refuses the others

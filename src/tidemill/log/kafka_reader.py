@@ -15,7 +15,7 @@ from tidemill.clock import SystemClock
 from tidemill.errors import Broken, ConfigError, TidemillError
 from tidemill.log.base import Batch, Message, Positions
 from tidemill.log.kafka_client import CALL_SECONDS, Watchdog
-from tidemill.log.kafka_session import Membership, Session
+from tidemill.log.kafka_session import COMMIT_SECONDS, Membership, Session
 from tidemill.log.kafka_slots import Slot
 from tidemill.log.kafka_topics import Place
 
@@ -63,7 +63,7 @@ class KafkaReader:
                 if self._sought:
                     session.await_places(self._sought)
             # Of a broker that goes away meanwhile librdkafka may wait for ever: whoever waits for answers waits as long.
-            with self._watchdog.limit("a commit", CALL_SECONDS):
+            with self._watchdog.limit("a commit", COMMIT_SECONDS):
                 session.commit(outputs)
             self._uncommitted = False
             self._sought.clear()

@@ -28,6 +28,8 @@ SESSION_SECONDS = 8
 HEARTBEAT_SECONDS = 0.5
 """How often a member asks whether the group rebalances: others stand still until the last one has heard of it."""
 POLL_SECONDS_MAX = 300
+COMMIT_SECONDS = 5.0
+"""A transaction ends in milliseconds. One that takes so long is given up: a new session hears how it ended."""
 LEAVE_SECONDS = 1.0
 ABORT_SECONDS = 1.0
 TRANSACTION_SECONDS = 10
@@ -236,16 +238,16 @@ class Session:
             self._sought.pop(place, None)
 
     def _commit_transaction(self, outputs: Sequence[Message], offsets: list[TopicPartition]) -> None:
-        producer, deadline = self._producer, _clock.monotonic() + CALL_SECONDS
+        producer, deadline = self._producer, _clock.monotonic() + COMMIT_SECONDS
         producer.begin_transaction()
         failpoint("log.commit.begun")
         self._produce(outputs)
         failpoint("log.commit.written")
         try:
             if offsets:
-                producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_SECONDS)
+                producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), COMMIT_SECONDS)
                 failpoint("log.commit.positions")
-            flush(producer, self._refusals)
+            flush(producer, self._refusals, deadline - _clock.monotonic())
             producer.commit_transaction(max(1.0, deadline - _clock.monotonic()))
         except KafkaException:
             if self._refusals:
@@ -255,7 +257,7 @@ class Session:
     def _publish_then_commit(self, outputs: Sequence[Message], offsets: list[TopicPartition]) -> None:
         self._produce(outputs)
         failpoint("log.commit.written")
-        if self._producer.flush(CALL_SECONDS):
+        if self._producer.flush(COMMIT_SECONDS):
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         if self._refusals:
             raise KafkaException(self._refusals[0])
@@ -432,9 +434,9 @@ class Session:
         return self._member.clients.producer({"on_delivery": self._on_delivery}, plain)
 
 
-def flush(producer: Producer, refusals: Sequence[KafkaError]) -> None:
+def flush(producer: Producer, refusals: Sequence[KafkaError], seconds: float) -> None:
     """Until the broker has all; an output that it refuses holds back those behind it, and a commit would wait for them."""
-    deadline = _clock.monotonic() + CALL_SECONDS
+    deadline = _clock.monotonic() + seconds
     while producer.flush(0.05) and not refusals and _clock.monotonic() < deadline:
         pass
     if refusals:
