@@ -21,7 +21,8 @@ kafka: setup      ## a Kafka broker on 127.0.0.1:9092 until Ctrl-C; needs Java 1
 	$(BIN)/python -m tidemill.testing.kafka_broker --folder kafka-data
 
 test: setup check ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 check: setup      ## lint, format, types
 	$(BIN)/ruff check src tests bench

@@ -1,108 +1,165 @@
-"""``make bench``: every figure in one run, as a table and as ``bench/results/results.json``.
+"""``make bench``: every comparison in one run, as tables (Markdown), plots (SVG) and ``results.json`` in ``bench/results``.
 
-Absolute figures are of the machine; what counts are the ratios, which are measured side by side.
+Absolute figures are of the machine; what counts are the ratios, which are measured side by side. ``--small`` takes a
+minute, and fails where a ratio is beyond what it may be on any machine.
 """
 
 import argparse
-import os
-import platform
-from importlib.metadata import version
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
+from msgspec import Struct
 
-from bench import kafka, latency, throughput
+from bench import coding, kafka, lake, latency, profile, report, scoring, start, swaps, throughput
 from bench.stage import open_stage
-from tidemill.testing.kafka_broker import KAFKA_VERSION, missing
+from tidemill.testing.kafka_broker import KafkaBroker, missing
+from tidemill.wiring import Wiring
 
 RESULTS = Path(__file__).parent / "results"
+RATE = 500
+"""Requests a second beside a retraining on the SQLite log; on Kafka it is ``KAFKA_RATE``."""
+KAFKA_RATE = 1000
+
+
+class Effort(Struct, frozen=True):
+    """How much is measured: a backlog for the throughputs, rates and seconds for the latencies, rows of the lake."""
+
+    backlog: int
+    seconds: float
+    rates: tuple[int, ...]
+    programs: str
+    predictors: tuple[int, ...]
+    swaps: int
+    history: tuple[int, ...]
+
+
+WHOLE = Effort(100_000, 15.0, (200, 500, 1000, 2000, 4000, 8000), "all", (1, 2, 4), 100, (100_000, 1_000_000, 10_000_000))
+SMALL = Effort(30_000, 6.0, (1000,), "two", (), 0, ())
+
+Part = Callable[[Effort], dict[str, object]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--log", choices=["sqlite", "kafka", "both"], default="both", help="which log to measure")
-    parser.add_argument("--backlog", type=int, default=100_000, help="requests that wait for the predictor")
-    parser.add_argument("--rate", type=int, default=500, help="requests a second for the latencies on SQLite")
-    parser.add_argument("--rates", default="200,1000,2000", help="requests a second for the latencies on Kafka")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long a stretch is")
-    parser.add_argument("--no-quix", action="store_true", help="leave Quix Streams out")
+    parser.add_argument("--small", action="store_true", help="a minute, and only what has a bound")
+    parser.add_argument("--parts", default="", help=f"of {', '.join(PARTS)}: some, with commas between")
+    parser.add_argument("--no-quix", action="store_true", help="leave Quix Streams out: it needs an environment of its own")
     given = parser.parse_args()
-    results: dict[str, dict[str, object]] = {"machine": _machine()}
-    if given.log in ("sqlite", "both"):
-        results |= _sqlite(given.backlog, given.rate, given.seconds)
-    if given.log in ("kafka", "both"):
-        reason = missing()
-        if reason is None:
-            results |= _kafka(
-                given.backlog, [int(rate) for rate in given.rates.split(",")], given.seconds, not given.no_quix
-            )
-        else:
-            Console().print(f"Kafka is left out: {reason}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
-    _print(results)
+    effort = SMALL if given.small else WHOLE
+    if given.no_quix and effort.programs == "all":
+        effort = msgspec.structs.replace(effort, programs="ours")
+    wanted = given.parts.split(",") if given.parts else list(SMALL_PARTS if given.small else PARTS)
+    unknown = sorted(set(wanted) - set(PARTS))
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    results: dict[str, object] = {"machine": report.machine(), "effort": msgspec.to_builtins(effort)}
+    for name in wanted:
+        print(f"bench: {name} ...", flush=True)
+        results |= msgspec.to_builtins(PARTS[name](effort))
+    ratios = report.ratios(results)
+    results["ratios"] = ratios
+    report.write(RESULTS, results)
+    print((RESULTS / "results.md").read_text())
+    beyond = report.beyond(ratios) if given.small else []
+    for line in beyond:
+        sys.stderr.write(f"bench: {line}\n")
+    sys.exit(1 if beyond else 0)
 
 
-def _machine() -> dict[str, object]:
-    names = ("lightgbm", "numpy", "msgspec", "polars", "deltalake", "confluent-kafka")
-    return {
-        "processors": os.cpu_count(),
-        "python": platform.python_version(),
-        "kafka": KAFKA_VERSION,
-        **{name: version(name) for name in names},
-    }
-
-
-def _sqlite(backlog: int, rate: int, seconds: float) -> dict[str, dict[str, object]]:
+def _sqlite(effort: Effort) -> dict[str, object]:
     with open_stage() as wiring:
-        speed = throughput.measure(wiring, backlog)
-        delay = latency.measure(wiring, rate, seconds)
-    return {
-        "throughput": msgspec.to_builtins(speed),
-        "latency_ms": msgspec.to_builtins(delay),
-        "ratios": {
-            "predictor_to_echo": speed.predictor / speed.echo,
-            "scoring_share": speed.score_us_a_row * speed.predictor / 1e6,
-            "training_p99_to_quiet_p99": delay.training_p99 / delay.quiet_p99,
-        },
-    }
+        found: dict[str, object] = {"sqlite_throughput": throughput.measure(wiring, effort.backlog)}
+        if effort.swaps:
+            found["sqlite_training"] = latency.measure(wiring, RATE, effort.seconds)
+            found["sqlite_swaps"] = swaps.measure(wiring, effort.swaps, RATE)
+        return found
 
 
-def _kafka(backlog: int, rates: list[int], seconds: float, with_quix: bool) -> dict[str, dict[str, object]]:
-    found = kafka.measure(backlog, rates, seconds, with_quix)
-    echo, mine = found.throughput["raw echo, exactly once"], found.throughput["tidemill predictor"]
-    own_us = 1e6 / mine - found.score_us_a_row - 1e6 / echo
-    delays: dict[str, object] = {
-        f"{one.program}, {one.rate}/s": f"p50 {one.p50:.1f}, p99 {one.p99:.1f}, unanswered {one.unanswered}"
-        for one in found.latency_ms
-    }
-    p99 = {(one.program, one.rate): one.p99 for one in found.latency_ms}
-    quix = {
-        f"throughput_to_{name.lower()}": mine / speed for name, speed in found.throughput.items() if name.startswith("Quix")
-    }
-    return {
-        "kafka_throughput": {**found.throughput, "score_us_a_row": found.score_us_a_row},
-        "kafka_latency_ms": delays,
-        "kafka_ratios": {
-            "predictor_to_echo": mine / echo,
-            "own_cost_to_echo": own_us / (1e6 / echo),
-            **quix,
-            **{
-                f"p99_to_echo_at_{rate}": p99["tidemill predictor", rate] / p99["raw echo, exactly once", rate]
-                for rate in rates
-            },
-        },
-    }
+def _coding(effort: Effort) -> dict[str, object]:
+    with open_stage() as wiring:
+        return {"coding": coding.measure(wiring)}
 
 
-def _print(results: dict[str, dict[str, object]]) -> None:
-    for title, rows in results.items():
-        table = Table(title.replace("_", " "), "")
-        for name, value in rows.items():
-            table.add_row(name.replace("_", " "), f"{value:,.2f}" if isinstance(value, float) else str(value))
-        Console().print(table)
+def _profile(effort: Effort) -> dict[str, object]:
+    with open_stage() as wiring:
+        rows = [profile.measure(wiring, effort.backlog)]
+    with _broker() as bench:
+        return {"profile": rows + ([] if bench is None else [profile.measure(bench.wiring, effort.backlog)])}
+
+
+def _start(effort: Effort) -> dict[str, object]:
+    with open_stage() as wiring:
+        return {"start": start.measure(wiring)}
+
+
+def _scoring(effort: Effort) -> dict[str, object]:
+    return {"scoring": scoring.measure()}
+
+
+def _lake(effort: Effort) -> dict[str, object]:
+    return {"lake": lake.measure(2 * effort.backlog, list(effort.history))}
+
+
+def _kafka(effort: Effort) -> dict[str, object]:
+    with _broker() as bench:
+        if bench is None:
+            return {}
+        programs = kafka.programs(bench, effort.programs)
+        speeds = [bench.throughput(program, effort.backlog) for program in programs]
+        delays = [
+            bench.latency(program, rate, effort.seconds)
+            for rate in effort.rates
+            for program in programs
+            if rate <= program.rate_max
+        ]
+        return {"kafka_throughput": speeds, "kafka_latency": delays}
+
+
+def _kafka_training(effort: Effort) -> dict[str, object]:
+    with _broker() as bench:
+        if bench is None:
+            return {}
+        return {
+            "kafka_training": latency.measure(bench.wiring, KAFKA_RATE, effort.seconds),
+            "kafka_swaps": swaps.measure(bench.wiring, effort.swaps, KAFKA_RATE),
+        }
+
+
+def _scale(effort: Effort) -> dict[str, object]:
+    with _broker() as bench:
+        return {} if bench is None else {"scale": [bench.scale(count, effort.backlog) for count in effort.predictors]}
+
+
+@contextmanager
+def _broker() -> Iterator["kafka.Bench | None"]:
+    """A broker of its own with a project on it; None, told in a line, where none can run."""
+    reason = missing()
+    if reason is not None:
+        print(f"bench: left out: {reason}", flush=True)
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder, KafkaBroker(Path(folder)) as broker:
+        wiring: Wiring
+        with open_stage(broker.bootstrap) as wiring:
+            yield kafka.Bench(broker.bootstrap, wiring)
+
+
+PARTS: dict[str, Part] = {
+    "scoring": _scoring,
+    "coding": _coding,
+    "profile": _profile,
+    "start": _start,
+    "sqlite": _sqlite,
+    "kafka": _kafka,
+    "training": _kafka_training,
+    "scale": _scale,
+    "lake": _lake,
+}
+SMALL_PARTS = ("scoring", "sqlite", "kafka")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""On a real broker, in one run: librdkafka's own echo, tidemill's predictor, and Quix Streams with the same model.
+"""On a real broker, in one run: librdkafka's own echo, tidemill's predictor, and other ways to serve the same model.
 
 Throughput is read off the broker's own record times once the answers stand, so that nobody watches meanwhile. Latency is
 open loop: from when a request was due to when a reader of committed records saw its answer.
@@ -7,24 +7,22 @@ open loop: from when a request was due to when a reader of committed records saw
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 from confluent_kafka import Consumer, Producer, TopicPartition
 from msgspec import Struct
 
-from bench.stage import SECONDS_MAX, open_stage, requests, wait_for
-from bench.throughput import score_us_a_row
+from bench.stage import LEAVES, SECONDS_MAX, TREES, requests, wait_for
 from tidemill.log.base import Message, Topic
 from tidemill.roles.promotion import read_slots
-from tidemill.testing.kafka_broker import KafkaBroker
 from tidemill.wiring import Wiring
 
 ROOT = Path(__file__).parents[1]
@@ -35,110 +33,150 @@ PARTITIONS = 4
 
 Start = Callable[[str, str], "subprocess.Popen[bytes]"]
 """Starts a program that answers what stands in one topic into another."""
+RAW, MINE = "raw echo, exactly once", "tidemill, exactly once"
+
+
+class Program(NamedTuple):
+    """``start`` is None for the predictor, which reads and writes its project's own topics and keeps ``delivery``.
+
+    ``share`` of the backlog is for those that would take minutes, ``rate_max`` what they are asked at most a second.
+    """
+
+    name: str
+    start: Start | None = None
+    delivery: str = "exactly_once"
+    share: float = 1.0
+    rate_max: int = 1_000_000
+
+
+class Throughput(Struct, frozen=True):
+    """Requests a second with a backlog, between the first and the last answer by the broker's times.
+
+    ``cpu_us``: processor time a request, of all its threads, from the program's start; the start itself is in it.
+    """
+
+    program: str
+    backlog: int
+    per_second: float
+    cpu_us: float
 
 
 class Latency(Struct, frozen=True):
-    """Milliseconds at an offered rate (a second)."""
+    """Milliseconds from due to seen at an offered rate (a second)."""
 
     program: str
     rate: int
     p50: float
     p99: float
+    p999: float
     unanswered: int
 
 
+class Scale(Struct, frozen=True):
+    """So many predictors on so many partitions; ``cpu_seconds`` a million requests, of all of them."""
+
+    predictors: int
+    partitions: int
+    per_second: float
+    cpu_seconds: float
+
+
 class Results(Struct, frozen=True):
-    """Requests a second with a backlog by program, and latencies."""
+    """All that is measured on the broker."""
 
-    backlog: int
-    throughput: dict[str, float]
-    score_us_a_row: float
-    latency_ms: list[Latency]
-
-
-def measure(backlog: int, rates: Sequence[int], seconds: float, with_quix: bool) -> Results:
-    """All of it, one after the other, each program alone."""
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder,
-        KafkaBroker(Path(folder)) as broker,
-        open_stage(broker.bootstrap) as wiring,
-    ):
-        bench = _Bench(broker.bootstrap, wiring)
-        programs = _programs(bench, with_quix)
-        throughput = {name: bench.throughput(start, backlog) for name, start in programs.items()}
-        latencies = [bench.latency(name, start, rate, seconds) for rate in rates for name, start in programs.items()]
-        return Results(backlog, throughput, score_us_a_row(wiring), latencies)
+    throughput: list[Throughput]
+    latency: list[Latency]
+    scale: list[Scale]
 
 
-def _programs(bench: "_Bench", with_quix: bool) -> dict[str, Start | None]:
-    """None is the predictor, which reads and writes its project's own topics."""
-    programs: dict[str, Start | None] = {
-        "raw echo, at least once": bench.echo("at_least_once"),
-        "raw echo, exactly once": bench.echo("exactly_once"),
-        "tidemill predictor": None,
-    }
-    if with_quix:
-        _make_quix_environment()
-        programs["Quix Streams, defaults"] = bench.quix(0, 5.0, 0)
-        programs["Quix Streams, best settings"] = bench.quix(BATCH, 1.0, 1)
-    return programs
+def programs(bench: "Bench", wanted: str) -> list[Program]:
+    """What is measured side by side. ``wanted``: "all", "ours" without Quix Streams, or "two" (the echo and tidemill)."""
+    two = [Program(RAW, bench.program("echo", "exactly_once", str(BATCH))), Program(MINE)]
+    if wanted == "two":
+        return two
+    champion = bench.champion()
+    root = str(bench.wiring.configuration.root)
+    ours = [
+        Program("raw echo, at least once", bench.program("echo", "at_least_once", str(BATCH))),
+        *two,
+        Program("tidemill, at least once", delivery="at_least_once"),
+        Program("a plain loop with LightGBM", bench.program("plain", root, champion), share=0.1, rate_max=1000),
+        Program("the original's way", bench.program("original", root, str(TREES), str(LEAVES)), share=0.003, rate_max=20),
+    ]
+    if wanted == "ours":
+        return ours
+    _make_quix_environment()
+    quix = {"defaults": ("0", "5.0", "0"), "best settings": (str(BATCH), "1.0", "1")}
+    return ours + [
+        Program(f"Quix Streams, {name}", bench.quix(root, champion, *settings), share=0.15, rate_max=1000)
+        for name, settings in quix.items()
+    ]
 
 
-class _Bench:
+class Bench:
     """Topics, senders and readers on one broker."""
 
     def __init__(self, brokers: str, wiring: Wiring) -> None:
+        self.wiring = wiring
         self._brokers = brokers
-        self._wiring = wiring
         self._values = [message.value for message in requests(wiring, "value", 16_000)]
 
-    def echo(self, guarantee: str) -> Start:
-        """See ``bench/echo.py``."""
+    def champion(self) -> str:
+        """The bundle that serves."""
+        champion = read_slots(self.wiring.log, self.wiring.topics).champion
+        if champion is None:
+            raise LookupError("no model")
+        return champion.bundle
+
+    def program(self, name: str, *arguments: str) -> Start:
+        """One of ``bench/programs``."""
 
         def start(source: str, sink: str) -> "subprocess.Popen[bytes]":
-            return _process([sys.executable, "-m", "bench.echo", self._brokers, source, sink, guarantee, str(BATCH)])
+            return _process([sys.executable, "-m", f"bench.programs.{name}", self._brokers, source, sink, *arguments])
 
         return start
 
-    def quix(self, commit_every: int, commit_seconds: float, backoff_ms: int) -> Start:
-        """See ``bench/quix.py``."""
-        champion = read_slots(self._wiring.log, self._wiring.topics).champion
-        if champion is None:
-            raise LookupError("no model")
-        last = [champion.bundle, str(commit_every), str(commit_seconds), str(backoff_ms)]
+    def quix(self, *arguments: str) -> Start:
+        """``bench/programs/quix.py``, in its own environment."""
 
         def start(source: str, sink: str) -> "subprocess.Popen[bytes]":
             python = str(QUIX_ENVIRONMENT / "bin" / "python")
-            root = str(self._wiring.configuration.root)
-            return _process([python, "-m", "bench.quix", self._brokers, source, sink, root, *last])
+            return _process([python, "-m", "bench.programs.quix", self._brokers, source, sink, *arguments])
 
         return start
 
-    def throughput(self, start: Start | None, backlog: int) -> float:
-        """Between the first and the last answer, by the broker's times."""
-        source, sink = self._topics(start)
-        before = self._read(sink)
-        self._send(source, uuid.uuid4().hex, range(backlog))
-        with self._running(start, source, sink):
-            wait_for(lambda: self._end(sink) >= len(before) + backlog, pause=0.1)
+    def throughput(self, program: Program, backlog: int, copies: int = 1) -> Throughput:
+        """The backlog stands before the program starts."""
+        source, sink = self._topics(program)
+        count, before = max(100, int(backlog * program.share)), len(self._read(sink))
+        self._send(source, uuid.uuid4().hex, range(count))
+        with self._running(program, source, sink, copies) as processes:
+            wait_for(lambda: self._end(sink) >= before + count, pause=0.1)
             times: list[int] = []
             deadline = time.monotonic() + SECONDS_MAX
-            while len(times) < backlog and time.monotonic() < deadline:
-                times = self._read(sink)[len(before) :]
-        return backlog / ((max(times) - min(times)) / 1000)
+            while len(times) < count and time.monotonic() < deadline:
+                times = self._read(sink)[before:]
+            cpu = sum(_cpu_seconds(process) for process in processes)
+        seconds = max(0.001, (max(times) - min(times)) / 1000)
+        return Throughput(program.name, count, count / seconds, cpu / count * 1e6)
 
-    def latency(self, name: str, start: Start | None, rate: int, seconds: float) -> Latency:
-        """Open loop: a request is due on an absolute schedule, whatever the answers do."""
-        source, sink = self._topics(start)
-        prefix, count = uuid.uuid4().hex, int(rate * seconds)
+    def scale(self, predictors: int, backlog: int) -> Scale:
+        """As ``throughput``, with several predictors on the project's partitions."""
+        found = self.throughput(Program(f"{predictors} predictors"), backlog, predictors)
+        return Scale(predictors, PARTITIONS, found.per_second, found.cpu_us)
+
+    def latency(self, program: Program, rate: int, seconds: float) -> Latency:
+        """Open loop: a request is due on an absolute schedule, whatever the answers do. The first second does not count."""
+        source, sink = self._topics(program)
+        prefix, count = uuid.uuid4().hex, int(rate * (seconds + 1))
         seen: dict[bytes, float] = {}
         stop, warm = threading.Event(), threading.Event()
         reader = threading.Thread(target=self._watch, args=(sink, seen, stop, warm))
-        with self._running(start, source, sink):
+        with self._running(program, source, sink):
             reader.start()
             self._send(source, "warm", range(10))
             if not warm.wait(SECONDS_MAX):
-                raise TimeoutError(f"{name} does not answer")
+                raise TimeoutError(f"{program.name} does not answer")
             due = self._send_at(source, prefix, count, rate)
             deadline = time.monotonic() + 15.0
             while time.monotonic() < deadline and not all(key in seen for key in due):
@@ -147,38 +185,39 @@ class _Bench:
             reader.join()
         settled = list(due.items())[rate:]
         delays = np.array([seen[key] - at for key, at in settled if key in seen]) * 1000
-        p50, p99 = np.percentile(delays, [50, 99]) if len(delays) else (np.nan, np.nan)
-        return Latency(name, rate, float(p50), float(p99), sum(key not in seen for key in due))
+        p50, p99, p999 = np.percentile(delays, [50, 99, 99.9]) if len(delays) else (np.nan,) * 3
+        return Latency(program.name, rate, float(p50), float(p99), float(p999), sum(key not in seen for key in due))
 
-    def _topics(self, start: Start | None) -> tuple[str, str]:
-        if start is None:
-            return self._wiring.topics.requests, self._wiring.topics.predictions
+    def _topics(self, program: Program) -> tuple[str, str]:
+        if program.start is None:
+            return self.wiring.topics.requests, self.wiring.topics.predictions
         name = uuid.uuid4().hex
         source, sink = f"bench.{name}.source", f"bench.{name}.sink"
-        self._wiring.log.create([Topic(source, PARTITIONS, 3600.0), Topic(sink, PARTITIONS, 3600.0)])
+        self.wiring.log.create([Topic(source, PARTITIONS, 3600.0), Topic(sink, PARTITIONS, 3600.0)])
         return source, sink
 
     @contextmanager
-    def _running(self, start: Start | None, source: str, sink: str) -> Iterator[None]:
-        root = str(self._wiring.configuration.root)
+    def _running(
+        self, program: Program, source: str, sink: str, copies: int = 1
+    ) -> Iterator[list["subprocess.Popen[bytes]"]]:
+        root = str(self.wiring.configuration.root)
         command = [sys.executable, "-m", "tidemill", "predictor", "--project", root]
-        process = _process(command) if start is None else start(source, sink)
+        delivery = {"TIDEMILL_STREAM__DELIVERY": program.delivery}
+        processes = [
+            _process(command, delivery) if program.start is None else program.start(source, sink) for _ in range(copies)
+        ]
         try:
-            yield
+            yield processes
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            for process in processes:
+                _end(process)
 
     def _send(self, topic: str, prefix: str, numbers: Sequence[int]) -> None:
         messages = [
             Message(topic, self._values[number % len(self._values)], f"{prefix}-{number}".encode()) for number in numbers
         ]
         for first in range(0, len(messages), 10_000):
-            self._wiring.log.append(messages[first : first + 10_000])
+            self.wiring.log.append(messages[first : first + 10_000])
 
     def _send_at(self, topic: str, prefix: str, count: int, rate: int) -> dict[bytes, float]:
         producer = Producer({"bootstrap.servers": self._brokers, "linger.ms": 1, "partitioner": "murmur2_random"})
@@ -197,7 +236,7 @@ class _Bench:
 
     def _watch(self, topic: str, seen: dict[bytes, float], stop: threading.Event, warm: threading.Event) -> None:
         consumer = self._reader({"fetch.wait.max.ms": 100})
-        ends = {partition: end for partition, (_, end) in self._wiring.log.bounds(topic).items()}
+        ends = {partition: end for partition, (_, end) in self.wiring.log.bounds(topic).items()}
         consumer.assign([TopicPartition(topic, partition, end) for partition, end in ends.items()])
         while not stop.is_set():
             messages: list[Any] = consumer.consume(1, 0.1)
@@ -221,7 +260,7 @@ class _Bench:
 
     def _read(self, topic: str) -> list[int]:
         """The times of all records, in ms, sorted."""
-        return sorted(record.time_ms for records in _standing(self._wiring, topic) for record in records)
+        return sorted(record.time_ms for records in _standing(self.wiring, topic) for record in records)
 
 
 def _standing(wiring: Wiring, topic: str) -> Iterator[list[Any]]:
@@ -231,8 +270,23 @@ def _standing(wiring: Wiring, topic: str) -> Iterator[list[Any]]:
         yield records
 
 
-def _process(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+def _process(command: Sequence[str], variables: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(variables or {})}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _cpu_seconds(process: "subprocess.Popen[bytes]") -> float:
+    used = psutil.Process(process.pid).cpu_times()
+    return float(used.user + used.system)
 
 
 def _make_quix_environment() -> None:

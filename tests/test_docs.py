@@ -12,9 +12,8 @@ from typing import Any
 import msgspec
 import polars as pl
 import pytest
-import typer.main
 
-from tidemill.cli.main import app
+from tidemill.cli.main import declare
 from tidemill.core.decoding import Decoder, check_content, deadline, event_time, outcome_id, request_id
 from tidemill.core.inspection import REASONS
 from tidemill.core.outcomes import decode_outcome
@@ -78,11 +77,7 @@ def headers_of(record: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
 
 def commands() -> list[str]:
     """Every command, those of groups too."""
-    group = typer.main.get_command(app)
-    names = []
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        names += [f"{name} {inner}" for inner in getattr(command, "commands", {})] or [name]
-    return names
+    return declare()[1].names
 
 
 @pytest.mark.process

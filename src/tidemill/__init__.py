@@ -8,10 +8,10 @@ later), ``ConfigError`` (mend a setting), ``Broken`` (the log is not what it sho
 from typing import TYPE_CHECKING, Any
 
 from tidemill.errors import BadRecord, Broken, ConfigError, TidemillError, Unavailable
-from tidemill.messages import Prediction
 
 if TYPE_CHECKING:
     from tidemill.app.client import Client, NoAnswer
+    from tidemill.messages import Prediction
     from tidemill.wiring import connect
 
 __all__ = [
@@ -28,11 +28,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``Client``, ``NoAnswer`` and ``connect`` are imported when they are first asked for: a role needs none of them."""
+    """What needs more than the standard library is imported when it is first asked for: a role does not ask."""
     if name in ("Client", "NoAnswer"):
         from tidemill.app import client
 
         return getattr(client, name)
+    if name == "Prediction":
+        from tidemill.messages import Prediction
+
+        return Prediction
     if name == "connect":
         from tidemill.wiring import connect
 

@@ -3,7 +3,7 @@
     <store>/<hash>/model.txt       the learner's own text
                    encoder.json    how columns become the matrix
                    schema.json     what a request may hold
-                   golden.json     up to 64 encoded rows, and the model's answers
+                   golden.json     up to 128 encoded rows, and the answers of the learner's own library
                    manifest.json   the hash of each file, and what made the model
 
 ``<hash>`` is the SHA-256 of the first three. No file is a pickle. A folder is never changed once it is there; a loader
@@ -19,13 +19,14 @@ import re
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
+import structlog
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -39,8 +40,12 @@ MODEL, ENCODER, SCHEMA, GOLDEN, MANIFEST = "model.txt", "encoder.json", "schema.
 CONTENT = (ENCODER, MODEL, SCHEMA)
 FILES = (*CONTENT, GOLDEN, MANIFEST)
 GOLDEN_ROWS = 64
+EDGE_ROWS = 64
+"""Golden rows of which the writer's caller knows nothing: values at the model's own limits."""
 CHILD_BYTES = 4 << 30
 """Address space of the child that tries a bundle: a damaged model may ask for any amount."""
+
+logger = structlog.get_logger()
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ZEROS = b"0" * 64
@@ -121,14 +126,18 @@ class BundleStore:
     def write(self, model: Model, encoder: Encoder, card: Card, golden: Matrix) -> str:
         """Write a bundle and return its hash; it is durable, and there as a whole, when this returns.
 
+        The golden answers are those of the learner's own library. Rows at the model's limits join the ``golden`` ones, first
+        those on which another engine differs, so that its loaders see it.
+
         Of the same content twice the first card stands. What a killed writer left behind is removed. Raises ``Unavailable``
         where the disk is full or the store cannot be written.
         """
+        reference = self.learner(card.learner).load_reference(model.to_bytes())
         files = {
             MODEL: model.to_bytes(),
             ENCODER: encoder.to_bytes(),
             SCHEMA: msgspec.json.encode(encoder.schema),
-            GOLDEN: _golden_bytes(model, golden[:GOLDEN_ROWS]),
+            GOLDEN: _golden_bytes(reference, [golden[:GOLDEN_ROWS], _edge_rows(model, reference)]),
         }
         bundle = _address({name: _sha256(files[name]) for name in CONTENT})
         files[MANIFEST] = _manifest_bytes(card, files)
@@ -158,22 +167,41 @@ class BundleStore:
         self._read(bundle)
 
     def load(self, bundle: str) -> Bundle:
-        """Verify, then load into this process. A bundle from elsewhere must have passed ``try_in_child`` before: the
-        parser of a model's text may crash on one that was made with intent.
+        """Verify, then load into this process, on the engine that is ready at once if it gives the golden answers, else by
+        the library. A bundle from elsewhere must have passed ``try_in_child`` before: the library's parser may crash on a
+        text that was made with intent.
         """
+        return self._load(bundle, lambda: None)
+
+    def load_checked(self, bundle: str) -> Bundle:
+        """The same of a bundle from elsewhere: what only the library can read is tried in a child first."""
+        return self._load(bundle, lambda: self.try_in_child(bundle))
+
+    def try_out(self, bundle: str) -> None:
+        """Whether it can be loaded, and gives its golden answers. Raises ``BundleRefused``, ``UnknownModel``."""
+        self.load_checked(bundle).close()
+
+    def _load(self, bundle: str, before_library: Callable[[], None]) -> Bundle:
         lock = self._lock_folder(bundle)
         try:
             manifest, files = self._read(bundle)
-            model = self.learner(manifest.learner).load(files[MODEL])
+            learner, golden = self.learner(manifest.learner), _golden(files[GOLDEN])
+            model = learner.load_checked(files[MODEL])
+            if model is not None and not gives(model, golden):
+                logger.warning("engine_refused", bundle=bundle, engine=model.engine, reason="golden answers differ")
+                model = None
+            if model is None:
+                before_library()
+                model = learner.load_reference(files[MODEL])
             encoder = Encoder.from_bytes(files[ENCODER])
             schema = msgspec.json.decode(files[SCHEMA], type=Schema)
-            return Bundle(bundle, manifest, schema, encoder, model, _golden(files[GOLDEN]), lock)
+            return Bundle(bundle, manifest, schema, encoder, model, golden, lock)
         except BaseException:
             os.close(lock)
             raise
 
     def try_in_child(self, bundle: str, seconds: float = 60) -> None:
-        """Load the bundle in a process of its own, with limits, and hold its answers to the golden ones, bit for bit.
+        """Load the bundle by its library in a process of its own, with limits, and hold its answers to the golden ones.
 
         ``BundleRefused`` where an answer differs, or the child crashes, or is not done after ``seconds``.
         """
@@ -333,11 +361,36 @@ def _parse_manifest(bundle: str, data: bytes) -> Manifest:
     return manifest
 
 
-def _golden_bytes(model: Model, matrix: Matrix) -> bytes:
+def gives(model: Model, golden: Golden) -> bool:
+    """Whether a model gives the golden answers, bit for bit; no rows prove nothing."""
+    return len(golden.matrix) > 0 and model.predict(golden.matrix).tobytes() == golden.answers.tobytes()
+
+
+def _golden_bytes(model: Model, matrices: Sequence[Matrix]) -> bytes:
     """JSON has no NaN: missing is null. Infinities are made missing before the model is asked."""
-    matrix = np.where(np.isfinite(matrix), matrix, np.nan)
+    matrix = _without_infinities(np.concatenate(matrices))
     rows = [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]
     return msgspec.json.encode(_GoldenFile(rows, model.predict(matrix).tolist()))
+
+
+def _without_infinities(matrix: Matrix) -> Matrix:
+    return np.where(np.isfinite(matrix), matrix, np.nan)
+
+
+def _edge_rows(model: Model, reference: Model) -> Matrix:
+    """Rows at the model's limits, first those on which its engine and the library differ, then some from all over."""
+    matrix = _without_infinities(model.edge_rows())
+    if not len(matrix):
+        return matrix
+    wanted, found = (one.predict(matrix).reshape(len(matrix), -1) for one in (reference, model))
+    same = np.all(wanted.view(np.uint64) == found.view(np.uint64), axis=1)
+    if not same.all():
+        logger.warning("engine_differs", engine=model.engine, rows=int((~same).sum()), of=len(matrix))
+    good = np.all(np.isfinite(wanted), axis=1)
+    spread = np.linspace(0, len(matrix) - 1, EDGE_ROWS).astype(np.intp)
+    order = np.concatenate([np.flatnonzero(~same), np.unique(spread)])
+    rows: Matrix = matrix[order[good[order]][:EDGE_ROWS]]
+    return rows
 
 
 def _golden(data: bytes) -> Golden:
@@ -413,9 +466,10 @@ def _try_bundle(root: Path, learner: Callable[[str], Learner], bundle: str, seco
     cpu = int(seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     try:
-        with BundleStore(root, learner).load(bundle) as loaded:
-            found = loaded.model.predict(loaded.golden.matrix)
-        same = found.tobytes() == loaded.golden.answers.tobytes()
+        manifest, files = BundleStore(root, learner)._read(bundle)
+        model, golden = learner(manifest.learner).load_reference(files[MODEL]), _golden(files[GOLDEN])
+        Encoder.from_bytes(files[ENCODER])
+        same = model.predict(golden.matrix).tobytes() == golden.answers.tobytes()
         pipe.send_bytes(b"good" if same else b"its answers to the golden rows differ")
     except (TidemillError, MemoryError, ValueError, LookupError, TypeError, msgspec.MsgspecError) as error:
         pipe.send_bytes(f"{type(error).__name__}: {error}".encode())

@@ -42,6 +42,8 @@ KAFKA_EXAMPLE = """\
 """
 KAFKA_ONLY = ("partitions", "replication", "delivery", "node", "kafka")
 """What of ``stream`` a SQLite log does not heed."""
+WORKER_GB_MIN = 0.25
+"""What a worker takes before it has a row."""
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?\]")
 
 
@@ -155,10 +157,11 @@ def load(project_dir: Path, environ: Mapping[str, str]) -> Configuration:
 def digest(settings: Settings) -> str:
     """SHA-256 of the settings, as hexadecimal text.
 
-    Without the table ``stream.kafka``, which may hold secrets, and the name of this machine; for a SQLite log without
-    anything that only Kafka heeds.
+    Without the table ``stream.kafka``, which may hold secrets, and what is of this machine: its name, and what training may
+    take of it; for a SQLite log without anything that only Kafka heeds.
     """
     values = msgspec.to_builtins(settings)
+    del values["trainer"]
     for key in KAFKA_ONLY if _log_kind(settings) == "sqlite" else ("node", "kafka"):
         del values["stream"][key]
     return hashlib.sha256(msgspec.json.encode(values)).hexdigest()
@@ -444,6 +447,10 @@ def _check(settings: Settings, places: Mapping[str, str]) -> None:
     if not uri.startswith("sqlite:///") or uri == "sqlite:///":
         place = places.get("tracking.uri", "tracking.uri")
         raise ConfigError(f"{place} = {_without_login(uri)}: must be sqlite:///FILE, a path on a local disk")
+    memory_gb, least = settings.trainer.memory_gb, WORKER_GB_MIN * settings.tune.workers
+    if 0 < memory_gb < least:
+        place = places.get("trainer.memory_gb", "trainer.memory_gb")
+        raise ConfigError(f"{place} = {memory_gb:g}: must be 0, or {WORKER_GB_MIN:g} for each of tune.workers, {least:g}")
 
 
 def _without_login(url: str) -> str:

@@ -181,6 +181,18 @@ class Tune(Section, frozen=True):
     unbalanced: Annotated[bool, Meta(description="weigh the classes so that each counts the same")] = False
 
 
+class Trainer(Section, frozen=True):
+    """What training may take of this machine."""
+
+    cores: Annotated[
+        int, Meta(ge=0, description="processors; 0: all but one, which is left to the predictor where there are two")
+    ] = 0
+    memory_gb: Annotated[
+        float,
+        Meta(ge=0, le=1_000_000, description="of all workers together; a trial that needs more fails; 0 has no limit"),
+    ] = 0.0
+
+
 class Verdict(Section, frozen=True):
     """Whether a new model replaces the one that serves."""
 
@@ -222,6 +234,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     labels: Labels = Labels()
     retrain: Retrain = Retrain()
     tune: Tune = Tune()
+    trainer: Trainer = Trainer()
     verdict: Verdict = Verdict()
     bundles: Bundles = Bundles()
     tracking: Tracking = Tracking()

@@ -17,7 +17,8 @@ from tidemill.processes import HEALTHY_SECONDS, is_alive, is_restarting, read_ru
 from tidemill.roles.promotion import read_slots
 from tidemill.roles.reading import decoded, read_messages
 
-SHOWN_EVENTS = ("requests_answered", "observations_joined", "quality_measured")
+ANSWERED = "requests_answered"
+SHOWN_EVENTS = (ANSWERED, "observations_joined", "quality_measured")
 """The newest of each is shown."""
 LOADED, REFUSED = "model_swapped", "bundle_refused"
 """What the predictor says of a bundle that was announced."""
@@ -48,7 +49,9 @@ class Behind(Struct, frozen=True):
 
 
 class Slot(Struct, frozen=True):
-    """A version in a slot; ``seconds`` since it came there. ``refused`` says why the predictor does not take it, if so."""
+    """A version in a slot; ``seconds`` since it came there. Of the champion, ``refused`` says why the predictor does not
+    take it, if so, and ``engine`` what computes its answers, as far as it has told.
+    """
 
     version: int
     bundle: str
@@ -56,6 +59,7 @@ class Slot(Struct, frozen=True):
     at: int
     seconds: float
     refused: str = ""
+    engine: str = ""
 
 
 class Status(Struct, frozen=True):
@@ -133,14 +137,25 @@ def _slot(version: ModelVersion | None, now: int) -> Slot | None:
 
 
 def _champion(version: ModelVersion | None, now: int, events: Mapping[str, Event]) -> Slot | None:
-    """With what the predictor said last of its bundle, where that was no."""
+    """With what the predictor said last of its bundle, where that was no, and of its engine."""
     slot = _slot(version, now)
     if slot is None:
         return None
+    slot = replace(slot, engine=_engine(slot, events))
     said = [name for name in events if name in (LOADED, REFUSED) and events[name].values.get("bundle") == slot.bundle]
     if said[-1:] != [REFUSED]:
         return slot
     return replace(slot, refused=str(events[REFUSED].values.get("error")))
+
+
+def _engine(slot: Slot, events: Mapping[str, Event]) -> str:
+    """What the predictor named last; it may change while a version serves."""
+    mine: dict[str, tuple[str, object]] = {LOADED: ("bundle", slot.bundle), ANSWERED: ("version", slot.version)}
+    told = ""
+    for name, event in events.items():
+        if name in mine and event.values.get(mine[name][0]) == mine[name][1]:
+            told = str(event.values.get("engine", told))
+    return told
 
 
 def _last_decision(log: Log, topics: Topics) -> JournalEntry | None:
@@ -201,8 +216,9 @@ def _slot_cells(name: str, slot: Slot | None) -> tuple[str, ...]:
     if slot is None:
         return name, "none", "", "", ""
     learned = f"{slot.data_version} observations"
+    engine = f", engine {slot.engine}" if slot.engine else ""
     refused = f", REFUSED by the predictor: {slot.refused}" if slot.refused else ""
-    return name, f"version {slot.version}", slot.bundle[:12], learned, f"for {_duration(slot.seconds)}{refused}"
+    return name, f"version {slot.version}", slot.bundle[:12], learned, f"for {_duration(slot.seconds)}{engine}{refused}"
 
 
 def _behind_cells(group: str, behind: Behind) -> tuple[str, ...]:

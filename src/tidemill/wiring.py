@@ -1,5 +1,6 @@
 """Settings to chosen backends: the only file that names them, importing each on demand."""
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -119,7 +120,14 @@ class Wiring:
         from tidemill.roles.trainer import Trainer
 
         settings, schema = self.settings, self.configuration.schema
-        chosen = settings.tune.learner
+        search = Search(
+            LEARNERS[settings.tune.learner],
+            PROPOSERS[settings.tune.proposer],
+            settings.tune,
+            settings.project.seed,
+            self.clock,
+            math.ceil(settings.trainer.memory_gb * 1e9),
+        )
         return Trainer(
             self.log,
             self.topics,
@@ -129,7 +137,7 @@ class Wiring:
             self.configuration.digest,
             schema,
             cache(lambda: load_original(self.configuration.data, schema)),
-            Search(LEARNERS[chosen], PROPOSERS[settings.tune.proposer], settings.tune, settings.project.seed, self.clock),
+            search,
             self.clock,
             on_trial,
             on_decision,

@@ -43,15 +43,8 @@ PLACE = ("partition", "offset")
 SECONDS = 60.0
 
 
-class WithoutChild(BundleStore):
-    """Skips the trial in a child process: this is about messages."""
-
-    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
-        self.verify(bundle)
-
-
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> WithoutChild:
+def store(tmp_path_factory: pytest.TempPathFactory) -> BundleStore:
     """A store with one bundle, which uses all features."""
     chance = np.random.default_rng(1)
     rows: dict[str, list[Any]] = {
@@ -70,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> WithoutChild:
         learner="lightgbm", metric="log_loss", score=0.5, parameters={}, rounds=20, seed=0, data_version=0, rows=600,
         training_set="", experiment="e", version=1, created_at=0,
     )  # fmt: skip
-    store = WithoutChild(tmp_path_factory.mktemp("made") / "bundles", learner)
+    store = BundleStore(tmp_path_factory.mktemp("made") / "bundles", learner)
     store.write(model, encoder, card, matrix[:64])
     return store
 
@@ -168,7 +161,7 @@ def letter(record: Record, without: Sequence[str]) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_both_logs_give_the_same_answers_and_dead_letters(
-    bootstrap: str, tmp_path: Path, store: WithoutChild, partitions: int
+    bootstrap: str, tmp_path: Path, store: BundleStore, partitions: int
 ) -> None:
     """Bit for bit; with one partition also under the same ids where a request has no key, and from the same places."""
     project = f"both-{uuid.uuid4().hex[:8]}"

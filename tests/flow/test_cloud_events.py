@@ -37,17 +37,10 @@ RECORDED = [TOPICS.requests, TOPICS.predictions, TOPICS.outcomes, TOPICS.dead_le
 WAIT = settings.Labels(wait_hours=24.0)
 
 
-class WithoutChild(BundleStore):
-    """Skips the trial in a child process: this is about messages."""
-
-    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
-        self.verify(bundle)
-
-
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> WithoutChild:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> BundleStore:
     """A store with one bundle."""
-    store = WithoutChild(tmp_path_factory.mktemp("made") / "bundles", learner)
+    store = BundleStore(tmp_path_factory.mktemp("made") / "bundles", learner)
     rows: dict[str, list[Any]] = {"age": np.random.default_rng(1).uniform(18, 80, 80).tolist()}
     encoder = Encoder.fit(SCHEMA, rows)
     matrix = encoder.encode(rows).matrix
@@ -64,7 +57,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> WithoutChild:
 class Shop:
     """A log with a champion, and the roles over it."""
 
-    def __init__(self, folder: Path, store: WithoutChild) -> None:
+    def __init__(self, folder: Path, store: BundleStore) -> None:
         self.folder, self.store = folder, store
         self.log = SqliteLog(folder / "log", "normal")
         self.log.create(Topic(name) for name in msgspec.structs.astuple(TOPICS))
@@ -133,7 +126,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, bundles: WithoutChild) -> Iterator[Shop]:
+def shop(tmp_path: Path, bundles: BundleStore) -> Iterator[Shop]:
     shop = Shop(tmp_path, bundles)
     yield shop
     shop.log.close()

@@ -197,7 +197,7 @@ class Meeting(BundleStore):
         super().__init__(store.root, store.learner)
         self.barrier = threading.Barrier(of, timeout=60)
 
-    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
+    def try_out(self, bundle: str) -> None:
         self.verify(bundle)
         self.barrier.wait()
 
@@ -249,7 +249,7 @@ def test_a_challenger_that_nobody_has_looked_at_is_not_promoted(world: World) ->
 
     def challenge() -> ModelVersion:
         world.version(3, champion=False)
-        world.store.try_in_child(world.store.bundles()[0])
+        world.store.try_out(world.store.bundles()[0])
         return world.slots.held()[0]
 
     found = at_once(lambda: promote(world.log, TOPICS, world.store, CLOCK), challenge)
@@ -265,7 +265,7 @@ def test_a_bundle_that_was_pruned_in_between_is_not_announced(world: World) -> N
 
     def prune() -> ModelVersion:
         with deciding(world.store, CLOCK):
-            world.store.try_in_child(keep[0])
+            world.store.try_out(keep[0])
             world.store.prune(keep)
         return world.slots.held()[0]
 

@@ -171,6 +171,30 @@ def test_a_champion_that_was_refused_is_not_shown_as_normal(log: Log, run_dir: P
     assert refused(status(log, TOPICS, run_dir, ManualClock())) == ""
 
 
+def test_the_engine_of_the_champion_is_shown(log: Log, run_dir: Path) -> None:
+    """The one that the predictor named last for this version; nothing before it has said so."""
+
+    def told(name: str, **values: object) -> Status:
+        log.append([Message(TOPICS.events, to_bytes(Event(name, "predictor", 5, values)))])
+        return status(log, TOPICS, run_dir, ManualClock(now_ms=100_000))
+
+    moved = ModelVersion(1, "uri", "bundle1", "s", "champion", 0, "e", 0, 1)
+    log.append([Message(TOPICS.models, to_bytes(moved), b"champion")])
+    for name, values, engine in (
+        ("requests_answered", {"version": 7, "engine": "lightgbm"}, ""),
+        ("model_swapped", {"version": 1, "bundle": "bundle1"}, ""),
+        ("model_swapped", {"version": 1, "bundle": "bundle1", "engine": "numpy"}, "numpy"),
+        ("requests_answered", {"version": 1, "engine": "llvm"}, "llvm"),
+        ("requests_answered", {"answered": 0}, "numpy"),
+    ):
+        found = told(name, **values)
+        assert found.champion is not None
+        assert found.champion.engine == engine
+    found = told("requests_answered", version=1, engine="llvm")
+    [line] = [line for line in render(found).splitlines() if line.startswith("  champion")]
+    assert line.endswith(", engine llvm")
+
+
 def test_its_json_comes_back_the_same(log: Log, run_dir: Path) -> None:
     """The JSON form holds all of it."""
     found = status(log, TOPICS, run_dir, ManualClock())

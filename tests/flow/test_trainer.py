@@ -63,13 +63,6 @@ def original(rows: int = 240) -> Rows:
     return Rows({"age": ages, "work": works}, labels, [1000 * i for i in range(rows)])
 
 
-class WithoutChild(BundleStore):
-    """Skips the trial in a child process (a second each) where a test is about something else."""
-
-    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
-        self.verify(bundle)
-
-
 class World:
     """A log, a lake that a monitor fills, a store, and a trainer that serves all that waits."""
 
@@ -77,7 +70,7 @@ class World:
         self.log = kind(folder / "log", "normal")
         self.log.create(Topic(getattr(TOPICS, field)) for field in TOPICS.__struct_fields__)
         self.lake = Lake(folder / "lake")
-        self.store: BundleStore = WithoutChild(folder / "bundles", learner)
+        self.store: BundleStore = BundleStore(folder / "bundles", learner)
         self.observations = 0
         self.rows = original()
         self.words: list[Callable[[], object]] = []

@@ -21,7 +21,7 @@ from tidemill.testing.faults import Crew, Traffic, hanging, quick_project, wait_
 from tidemill.testing.kafka_broker import KafkaBroker
 from tidemill.wiring import Wiring
 
-pytestmark = [pytest.mark.kafka, pytest.mark.process, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.process, pytest.mark.slow, pytest.mark.alone]
 
 FACTOR = int(os.environ.get("TIDEMILL_FAULT_FACTOR", "1"))
 RATE = 200

@@ -28,7 +28,7 @@ from tidemill.testing.faults import Crew, Traffic, hanging, quick_project, wait_
 from tidemill.testing.kafka_broker import KafkaBroker
 from tidemill.wiring import Wiring
 
-pytestmark = [pytest.mark.kafka, pytest.mark.process, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.process, pytest.mark.slow, pytest.mark.alone]
 
 FACTOR = int(os.environ.get("TIDEMILL_FAULT_FACTOR", "1"))
 SERVICE_SECONDS = 30.0
@@ -158,7 +158,6 @@ def served(stage: Stage, name: str) -> Iterator[Traffic]:
     assert (traffic.lost(), traffic.doubled()) == (set(), {})
 
 
-@pytest.mark.skipif("TIDEMILL_FAULT_FACTOR" not in os.environ, reason="not settled: see docs/decisions/kafka.md")
 def test_the_broker_killed_and_paused(stage: Stage, broker: KafkaBroker, run: Path, tell: Callable[..., None]) -> None:
     """kill -9 and a start, three times, and frozen for 8 s, three times, with all roles at work: they answer again within
     30 s of the broker's return, and no answer is lost or given twice.

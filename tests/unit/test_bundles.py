@@ -1,17 +1,22 @@
 """Bundles: what is written, what is refused, what is kept."""
 
+import math
 import resource
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
-from tidemill.bundles import FILES, GOLDEN_ROWS, BundleStore, Card
+from tidemill.bundles import EDGE_ROWS, FILES, GOLDEN_ROWS, BundleStore, Card, Golden, gives
 from tidemill.core.encoder import Encoder
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BundleRefused, Unavailable, UnknownModel
-from tidemill.learners.base import Matrix, Model, Samples
+from tidemill.learners.base import Learner, Matrix, Model, Samples
 from tidemill.learners.lightgbm import LightGBM
 
 LEARNERS = {"lightgbm": LightGBM()}
@@ -61,8 +66,8 @@ def test_what_is_loaded_is_what_was_written(store: BundleStore, bundle: str) -> 
         assert loaded.schema == SCHEMA == store.schema(bundle)
         assert loaded.encoder == encoder
         assert loaded.model.predict(matrix).tobytes() == model.predict(matrix).tobytes()
-        assert loaded.golden.matrix.tobytes() == matrix[:GOLDEN_ROWS].tobytes()
-        assert loaded.golden.answers.tobytes() == model.predict(matrix[:GOLDEN_ROWS]).tobytes()
+        assert loaded.golden.matrix[:GOLDEN_ROWS].tobytes() == matrix[:GOLDEN_ROWS].tobytes()
+        assert loaded.golden.answers.tobytes() == model.predict(loaded.golden.matrix).tobytes()
         assert store.manifest(bundle) == loaded.manifest
         card = msgspec.structs.asdict(loaded.manifest)
         assert {name: card[name] for name in msgspec.structs.asdict(CARD)} == msgspec.structs.asdict(CARD)
@@ -99,7 +104,7 @@ def test_missing_and_cut_files_are_refused(store: BundleStore, bundle: str, name
     data = path.read_bytes()
     for damaged in (b"", data[:-1], data[: len(data) // 2], data + b" "):
         path.write_bytes(damaged)
-        for way_in in (store.verify, store.load, store.manifest, store.schema, store.try_in_child):
+        for way_in in (store.verify, store.load, store.load_checked, store.manifest, store.schema, store.try_in_child):
             with pytest.raises(BundleRefused, match=name):
                 way_in(bundle)
     path.unlink()
@@ -127,7 +132,7 @@ def test_a_good_bundle_under_a_wrong_name_is_refused(store: BundleStore, bundle:
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc", "a" * 63, "A" * 64, "f" * 64, "f" * 64 + "\n", "\0"])
 def test_no_name_leads_out_of_the_store(store: BundleStore, bundle: str, name: str) -> None:
     """Only 64 hex digits are a name; a bundle that is not there is unknown."""
-    for way_in in (store.verify, store.load, store.manifest, store.schema, store.try_in_child):
+    for way_in in (store.verify, store.load, store.load_checked, store.manifest, store.schema, store.try_in_child):
         with pytest.raises(UnknownModel):
             way_in(name)
 
@@ -184,3 +189,107 @@ def test_a_store_that_is_not_there_is_empty(store: BundleStore) -> None:
     assert store.bundles() == []
     assert store.prune([]) == []
     assert not store.root.exists()
+
+
+def a_linear_model() -> tuple[Model, Encoder, Matrix]:
+    """A model that only its library can score."""
+    _, encoder, matrix = a_model()
+    samples = Samples(matrix, matrix[:, 1], None, SCHEMA.columns, encoder.categorical, "binary", 2)
+    return LightGBM().fit(samples, {"linear_tree": True, "min_data_in_leaf": 5}, 5, seed=0, threads=1), encoder, matrix
+
+
+class Recording(BundleStore):
+    """Notes what is tried in a child, and does not do it."""
+
+    def __init__(self, root: Path, learner: Callable[[str], Learner]) -> None:
+        super().__init__(root, learner)
+        self.tried: list[str] = []
+
+    def try_in_child(self, bundle: str, seconds: float = 60) -> None:
+        self.tried.append(bundle)
+
+
+def test_a_bundle_from_elsewhere_needs_a_child_only_for_its_library(tmp_path: Path) -> None:
+    """A checked parser needs none; either way the golden answers come out."""
+    store = Recording(tmp_path, LEARNERS.__getitem__)
+    table, linear = (store.write(*model[:2], CARD, model[2]) for model in (a_model(), a_linear_model()))
+    for bundle, engine, tried in ((table, "numpy", []), (linear, "lightgbm", [linear])):
+        with store.load_checked(bundle) as loaded:
+            assert loaded.model.engine == engine
+            assert gives(loaded.model, loaded.golden)
+        assert store.tried == tried
+
+
+def test_a_table_model_is_loaded_without_lightgbm(store: BundleStore, bundle: str) -> None:
+    """Nothing of the library is imported: that is a second and 60 MB."""
+    code = (
+        "import sys; from pathlib import Path;"
+        "from tidemill.bundles import BundleStore; from tidemill.wiring import learner;"
+        f"bundle = BundleStore(Path({str(store.root)!r}), learner).load_checked({bundle!r});"
+        "bundle.model.predict(bundle.golden.matrix); assert 'lightgbm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_at_the_models_limits_are_golden_too(store: BundleStore, bundle: str) -> None:
+    """Beside those that the writer's caller gave, with the library's own answers; infinite values are missing there."""
+    model, _, matrix = a_model()
+    reference = LightGBM().load_reference(model.to_bytes())
+    with store.load(bundle) as loaded:
+        golden = loaded.golden
+        assert len(golden.matrix) == GOLDEN_ROWS + min(EDGE_ROWS, len(model.edge_rows()))
+        assert golden.answers.tobytes() == reference.predict(golden.matrix).tobytes()
+    edges = {value for value in model.edge_rows()[:, 0].tolist() if math.isfinite(value)}
+    assert edges & set(golden.matrix[GOLDEN_ROWS:, 0].tolist()) - set(matrix[:, 0].tolist())
+
+
+class Wrong(LightGBM):
+    """A learner whose quick engine is wrong above a number's limit."""
+
+    def load_checked(self, data: bytes) -> Model | None:
+        return WrongModel(super().load_checked(data))
+
+
+class WrongModel:
+    engine = "wrong"
+
+    def __init__(self, model: Model | None) -> None:
+        assert model is not None
+        self._model = model
+
+    def predict(self, matrix: Matrix) -> Matrix:
+        return self._model.predict(matrix) + np.where(matrix[:, 0] > 1e299, 1e-16, 0.0)
+
+    def to_bytes(self) -> bytes:
+        return self._model.to_bytes()
+
+    def edge_rows(self) -> Matrix:
+        return self._model.edge_rows()
+
+    def faster(self) -> None:
+        return None
+
+
+def test_an_engine_that_is_wrong_in_one_bit_does_not_serve(tmp_path: Path) -> None:
+    """The writer sees on which rows it is, and makes these golden; the loader falls back to the library, and says so."""
+    store = Recording(tmp_path, {"lightgbm": Wrong()}.__getitem__)
+    model, encoder, matrix = a_model()
+    with capture_logs() as logs:
+        bundle = store.write(WrongModel(model), encoder, CARD, matrix)
+        with store.load(bundle) as loaded:
+            assert store.tried == []
+            assert loaded.golden.answers.tobytes() == loaded.model.predict(loaded.golden.matrix).tobytes()
+            assert not gives(WrongModel(model), loaded.golden)
+        with store.load_checked(bundle) as loaded:
+            assert loaded.model.engine == "lightgbm"
+    assert store.tried == [bundle]
+    assert [log["event"] for log in logs] == ["engine_differs", "engine_refused", "engine_refused"]
+    assert logs[0]["rows"] > 0
+    assert (logs[1]["bundle"], logs[1]["engine"]) == (bundle, "wrong")
+
+
+def test_without_golden_rows_only_the_library_is_believed(tmp_path: Path) -> None:
+    """Nothing was compared."""
+    model, _, matrix = a_model()
+    assert gives(model, Golden(matrix, model.predict(matrix)))
+    assert not gives(model, Golden(np.empty(0), np.empty(0)))

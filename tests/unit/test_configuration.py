@@ -112,6 +112,11 @@ def test_paths_are_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (TOML + "[tune]\nlearner = 'xgb'\n", "tune.learner = 'xgb': must be \"lightgbm\""),
         (TOML + "[verdict]\nconfidence = 1\n", "verdict.confidence = 1: must be a number above 0.5 below 1"),
         (TOML + "[verdict]\npolicy = 3\n", 'must be "always" or "better" or "manual"'),
+        (TOML + "[trainer]\ncores = -1\n", "DIR/tidemill.toml: trainer.cores = -1: must be a whole number from 0 on"),
+        (
+            TOML + "[tune]\nworkers = 4\n[trainer]\nmemory_gb = 0.9\n",
+            "DIR/tidemill.toml: trainer.memory_gb = 0.9: must be 0, or 0.25 for each of tune.workers, 1",
+        ),
         (TOML + "[labels]\nwait_hours = inf\n", "labels.wait_hours = inf: must be a number above 0"),
         (TOML + "[labels]\nwait_hours = nan\n", "labels.wait_hours = nan: must be a number above 0"),
         (TOML + "[lake]\npath = ''\n", "lake.path = '': must be a text that is not empty"),
@@ -649,12 +654,14 @@ def test_a_stream_is_shown_as_what_makes_it() -> None:
 
 
 def test_the_digest_of_a_sqlite_log_is_of_what_it_heeds(tmp_path: Path) -> None:
-    """Settings of Kafka do not touch it: it is the one that a project had before there were any."""
+    """Settings of Kafka, and of what training may take, do not touch it: a project had it before there were any."""
     settings = load(project(tmp_path), {}).settings
     values = msgspec.to_builtins(settings)
+    del values["trainer"]
     values["stream"] = {key: values["stream"][key] for key in ("url", "durability", "retention_hours")}
     assert digest(settings) == hashlib.sha256(msgspec.json.encode(values)).hexdigest()
     assert load(tmp_path, {"TIDEMILL_STREAM__PARTITIONS": "8"}).digest == digest(settings)
+    assert load(tmp_path, {"TIDEMILL_TRAINER__CORES": "8", "TIDEMILL_TRAINER__MEMORY_GB": "8"}).digest == digest(settings)
     assert load(tmp_path, {"TIDEMILL_STREAM__DURABILITY": "normal"}).digest != digest(settings)
 
 

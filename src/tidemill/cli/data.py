@@ -1,18 +1,24 @@
 """Commands that look and judge: status, audit, promote, rollback."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from tidemill.cli.options import ProjectOption, open_project, say
-
-app = typer.Typer()
-JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
+from tidemill.cli.options import Commands, number, open_project, say
 
 
-@app.command()
-def status(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None:
+def declare(commands: Commands) -> None:
+    """Add them."""
+    commands.add("status", status).add_argument("--json", dest="as_json", action="store_true", help="for scripts")
+    proof = commands.add("audit", audit)
+    proof.add_argument(
+        "--sample", type=number(int, 0), default=1000, metavar="N", help="answers to recompute, bit for bit (%(default)s)"
+    )
+    proof.add_argument("--json", dest="as_json", action="store_true", help="for scripts")
+    commands.add("promote", promote)
+    back = commands.add("rollback", rollback)
+    back.add_argument("--version", type=int, metavar="N", help="by default the one before the champion")
+
+
+def status(project: Path, as_json: bool) -> None:
     """Show roles, lag, versions and counts."""
     import msgspec
 
@@ -23,26 +29,20 @@ def status(project: ProjectOption = Path("."), as_json: JsonOption = False) -> N
         say(msgspec.json.encode(found).decode() if as_json else render(found))
 
 
-@app.command()
-def audit(
-    project: ProjectOption = Path("."),
-    sample: Annotated[int, typer.Option(min=0, help="Answers to recompute, bit for bit.")] = 1000,
-    as_json: JsonOption = False,
-) -> None:
+def audit(project: Path, sample: int, as_json: bool) -> int:
     """Prove from the log and the lake that nothing was lost, doubled or changed. Exit code 1 if something was."""
     import msgspec
 
     from tidemill.audit import audit, render
 
-    with open_project(project) as wiring:
+    with open_project(project, "audit") as wiring:
         wait_ms = round(wiring.settings.labels.wait_hours * 3_600_000)
         report = audit(wiring.log, wiring.topics, wiring.lake, wiring.store, sample, labels_wait_ms=wait_ms)
         say(msgspec.json.encode(report).decode() if as_json else render(report))
-    raise typer.Exit(0 if report.clean else 1)
+    return 0 if report.clean else 1
 
 
-@app.command()
-def promote(project: ProjectOption = Path(".")) -> None:
+def promote(project: Path) -> None:
     """Make the challenger the champion."""
     from tidemill.roles.promotion import promote
 
@@ -50,11 +50,7 @@ def promote(project: ProjectOption = Path(".")) -> None:
         say(f"version {promote(wiring.log, wiring.topics, wiring.store, wiring.clock).version} serves from now on")
 
 
-@app.command()
-def rollback(
-    project: ProjectOption = Path("."),
-    version: Annotated[int | None, typer.Option(help="By default the one before the champion.")] = None,
-) -> None:
+def rollback(project: Path, version: int | None) -> None:
     """Make an older version the champion again, at once."""
     from tidemill.roles.promotion import rollback
 

@@ -5,10 +5,11 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from tidemill.cli.options import Commands, number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,27 +19,42 @@ if TYPE_CHECKING:
     from tidemill.demo.play import Summary
     from tidemill.demo.weeks import Week
 
-app = typer.Typer()
 MARK = ".tidemill-demo"
 OWN_BROKER = "own"
-KAFKA_HELP = "Play on Apache Kafka: on a broker that runs, or (--kafka alone) on one started for it with Java and Maven."
-JSON_HELP = """Write the summary to FILE: demo (its name), requests (sent), answers, dead_letters, retrainings (finished,
+KAFKA_HELP = "play on Apache Kafka: on a broker that runs, or (--kafka alone) on one started for it with Java and Maven."
+JSON_HELP = """write the summary to FILE: demo (its name), requests (sent), answers, dead_letters, retrainings (finished,
 without the first training), bundles (announced), bundles_among_answers (different hashes), versions (that answered),
 mlflow_experiments, lost (requests without answer or dead letter), doubled (answered more than once), audit_clean, seconds,
 latency_ms_median (of the newest answers)."""
 
 
-@app.command()
+def declare(commands: Commands) -> None:
+    """Add it."""
+    parser = commands.add("demo", demo, project=False)
+    parser.add_argument("name", nargs="?", default="adult", help="adult (the default) or flights")
+    parser.add_argument("--directory", type=Path, metavar="FOLDER", help="its folder; one of an earlier demo is replaced")
+    for option, what in {
+        "--messages": "requests to play",
+        "--every": "labelled observations between retrainings",
+        "--trials": "trials a retraining",
+    }.items():
+        parser.add_argument(option, type=number(int, 0), default=0, metavar="N", help=f"{what}; 0: the demo's own")
+    rate_help = "requests a second; 0: the demo's own"
+    parser.add_argument("--rate", type=number(float, 0), default=0.0, metavar="N", help=rate_help)
+    parser.add_argument("--kafka", nargs="?", metavar="HOST:PORT", help=KAFKA_HELP)
+    parser.add_argument("--json", dest="json_file", type=Path, metavar="FILE", help=JSON_HELP)
+
+
 def demo(
-    name: Annotated[str, typer.Argument(help="adult or flights.")] = "adult",
-    directory: Annotated[Path | None, typer.Option(help="Its folder; one of an earlier demo is replaced.")] = None,
-    messages: Annotated[int, typer.Option(min=0, help="Requests to play; 0 takes the demo's own number.")] = 0,
-    every: Annotated[int, typer.Option(min=0, help="Labelled observations between retrainings; 0: the demo's own.")] = 0,
-    trials: Annotated[int, typer.Option(min=0, help="Trials a retraining; 0: the demo's own.")] = 0,
-    rate: Annotated[float, typer.Option(min=0.0, help="Requests a second; 0: the demo's own.")] = 0.0,
-    kafka: Annotated[str | None, typer.Option("--kafka", metavar="[HOST:PORT]", help=KAFKA_HELP)] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help=JSON_HELP)] = None,
-) -> None:
+    name: str,
+    directory: Path | None,
+    messages: int,
+    every: int,
+    trials: int,
+    rate: float,
+    kafka: str | None,
+    json_file: Path | None,
+) -> int:
     """Play the whole loop on real data. Exit code 0 only if everything came and the audit is clean."""
     import msgspec
     from rich.console import Console
@@ -62,13 +78,13 @@ def demo(
         if json_file is not None:
             json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
         _print_summary(summary, report, folder, console)
-    raise typer.Exit(0 if _came_true(summary, stage.retrainings) else 1)
+    return 0 if _came_true(summary, stage.retrainings) else 1
 
 
 def with_optional_value(arguments: list[str]) -> list[str]:
     """``--kafka`` may stand alone, which the option parser cannot express: it is given the value that means so."""
     completed: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         completed.append(argument)
         if argument == "--kafka" and ":" not in following:
             completed.append(OWN_BROKER)

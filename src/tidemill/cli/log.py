@@ -1,23 +1,28 @@
 """Commands on the log itself: check, repair, seek."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from tidemill.cli.options import ProjectOption, open_project, say
+from tidemill.cli.options import Commands, open_project, say
 
 if TYPE_CHECKING:
     from tidemill.wiring import Wiring
 
-app = typer.Typer(help="The log: its audit, and where a group goes on.", no_args_is_help=True)
+
+def declare(commands: Commands) -> None:
+    """Add them."""
+    group = commands.group("log", "The log: its audit, and where a group goes on.")
+    for name, run in {"check": check, "repair": repair}.items():
+        folder_help = "a SQLite log's folder; by default the project's log"
+        group.add(name, run).add_argument("folder", type=Path, nargs="?", help=folder_help)
+    to = group.add("seek", seek)
+    to.add_argument("group", help="the role: predictor, recorder, trainer or tracker")
+    to.add_argument("topic", help="a topic that it reads, with or without the project's prefix")
+    to.add_argument("to", help="beginning, end, or an offset")
+    to.add_argument("--partition", type=int, metavar="N", help="one partition only; needed for an offset")
 
 
-@app.command()
-def check(
-    folder: Annotated[Path | None, typer.Argument(help="A SQLite log's folder; by default the project's log.")] = None,
-    project: ProjectOption = Path("."),
-) -> None:
+def check(folder: Path | None, project: Path) -> int:
     """Audit a log: checksums, offsets, positions; on Kafka, open transactions. Exit code 1 if something is wrong."""
     import os
 
@@ -31,7 +36,7 @@ def check(
     for problem in problems:
         say(f"problem: {problem}")
     say("the log is good" if not problems else f"{len(problems)} problems")
-    raise typer.Exit(1 if problems else 0)
+    return 1 if problems else 0
 
 
 def _check_sqlite(folder: Path) -> list[str]:
@@ -65,11 +70,7 @@ def _check_kafka(wiring: "Wiring") -> list[str]:
     return report.problems
 
 
-@app.command()
-def repair(
-    folder: Annotated[Path | None, typer.Argument(help="A SQLite log's folder; by default the project's log.")] = None,
-    project: ProjectOption = Path("."),
-) -> None:
+def repair(folder: Path | None, project: Path) -> int:
     """Mend a damaged SQLite log: what is lost becomes an empty record in its place. Exit code 1 if something is left.
 
     Whoever reads such a record refuses it (a request: one dead letter). What was found goes to the log's folder quarantine.
@@ -87,17 +88,10 @@ def repair(
     for problem in done.problems:
         say(f"problem: {problem}")
     say("the log is good" if not done.problems else f"{len(done.problems)} problems are left")
-    raise typer.Exit(1 if done.problems else 0)
+    return 1 if done.problems else 0
 
 
-@app.command()
-def seek(
-    group: Annotated[str, typer.Argument(help="The role: predictor, recorder, trainer or tracker.")],
-    topic: Annotated[str, typer.Argument(help="A topic that it reads, with or without the project's prefix.")],
-    to: Annotated[str, typer.Argument(help="beginning, end, or an offset.")],
-    partition: Annotated[int | None, typer.Option(help="One partition only; needed for an offset.")] = None,
-    project: ProjectOption = Path("."),
-) -> None:
+def seek(group: str, topic: str, to: str, partition: int | None, project: Path) -> None:
     """Say where a group goes on reading, after its position was lost. Stop the role first.
 
     What lies between is skipped, or read again: this is the one command that can lose or repeat something.

@@ -4,11 +4,9 @@ import io
 import os
 import sys
 import traceback
-from typing import Annotated
-
-import typer
 
 from tidemill.cli import data, demo, log, project, replay, roles
+from tidemill.cli.options import Commands, Parser
 from tidemill.errors import TidemillError
 
 EXTRAS = {
@@ -18,29 +16,19 @@ EXTRAS = {
 }
 """What the base install lacks: a predictor needs none of it."""
 
-app = typer.Typer(
-    name="tidemill",
-    help="Real-time predictions from a stream of events, with models that keep learning from the outcomes.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-for commands in (project.app, roles.app, replay.app, data.app, demo.app):
-    app.registered_commands.extend(commands.registered_commands)
-app.add_typer(log.app, name="log")
 
-
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    json_logs: Annotated[bool, typer.Option("--json-logs", help="Log lines as JSON.")] = False,
-) -> None:
-    """Take what holds for every command."""
-    if debug:
-        os.environ["TIDEMILL_DEBUG"] = "1"
-    if json_logs:
-        os.environ["TIDEMILL_JSON_LOGS"] = "1"
+def declare() -> tuple[Parser, Commands]:
+    """The whole command line, and its commands."""
+    parser = Parser(
+        "tidemill",
+        "Real-time predictions from a stream of events, with models that keep learning\nfrom the outcomes.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--json-logs", action="store_true", help="log lines as JSON")
+    commands = Commands(parser)
+    for module in (project, roles, replay, data, demo, log):
+        module.declare(commands)
+    return parser, commands
 
 
 def main() -> None:
@@ -51,7 +39,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(demo.with_optional_value(sys.argv[1:]))
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(code)
     except TidemillError as error:
         if os.environ.get("TIDEMILL_DEBUG"):
             traceback.print_exc()
@@ -69,3 +59,13 @@ def main() -> None:
         # The reader of our output has gone (| head); a flush at exit would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _run(arguments: list[str]) -> int:
+    """The command's exit code; what holds for every command goes to the environment, for the processes that it starts."""
+    parser, _ = declare()
+    options = vars(parser.parse_args(demo.with_optional_value(arguments)))
+    for option, variable in (("debug", "TIDEMILL_DEBUG"), ("json_logs", "TIDEMILL_JSON_LOGS")):
+        if options.pop(option):
+            os.environ[variable] = "1"
+    return options.pop("run")(**options) or 0

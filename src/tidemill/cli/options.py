@@ -1,33 +1,118 @@
-"""What several commands share: the project option, and how they end."""
+"""What several commands share: how they are declared, the project option, and how they end."""
 
+import argparse
 import os
 import queue
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
-
-import typer
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from tidemill.wiring import Wiring
 
 EXIT_SECONDS = 2.0
 """How long a process that was told to exit may take to clean up, before it ends as it is: half a supervisor's patience."""
+WIDTH = 80
+"""Of a help page's own texts."""
 
-ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project's folder.")]
+Run = Callable[..., int | None]
+"""A command: it takes its options by their names and returns an exit code; None is 0."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Options are written out in full; the last line of what is refused says why."""
+
+    def __init__(self, prog: str | None = None, description: str = "") -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"\nError: {message}\n")
+
+
+class Commands:
+    """The commands of ``tidemill``, or of a group among them; without one the help is shown.
+
+    ``names`` are all that a person can type, those of groups too.
+    """
+
+    def __init__(self, parser: Parser, prefix: str = "") -> None:
+        self.names: list[str] = []
+        self._parser = parser
+        self._prefix = prefix
+        self._choices = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, prog=parser.prog)
+        parser.usage = "%(prog)s [OPTIONS] COMMAND ..."
+        parser.epilog = "commands:"
+        parser.set_defaults(run=self._help)
+
+    def add(self, name: str, run: Run, text: str = "", project: bool = True) -> Parser:
+        """A command; its help is ``text``, by default the function's docstring."""
+        self.names.append(self._prefix + name)
+        parser = self._add(name, text or run.__doc__ or "")
+        parser.set_defaults(run=run)
+        if project:
+            parser.add_argument(
+                "-p", "--project", type=Path, default=Path("."), metavar="FOLDER", help="the project's folder"
+            )
+        return parser
+
+    def group(self, name: str, text: str) -> "Commands":
+        """A command that has commands."""
+        group = Commands(self._add(name, text), f"{name} ")
+        group.names = self.names
+        return group
+
+    def _add(self, name: str, text: str) -> Parser:
+        """Listed with the first sentence of its text."""
+        paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+        first = paragraphs[0].partition(". ")[0].removesuffix(".")
+        self._parser.epilog = f"{self._parser.epilog}\n  {_filled(f'{name:<11}{first}', 13)}"
+        parser: Parser = self._choices.add_parser(name, description="\n\n".join(map(_filled, paragraphs)))
+        return parser
+
+    def _help(self) -> int:
+        self._parser.print_help()
+        return 2
+
+
+def _filled(text: str, indent: int = 0) -> str:
+    return textwrap.fill(text, WIDTH - min(indent, 2), subsequent_indent=" " * indent)
+
+
+def number(kind: type[int] | type[float], least: float, most: float = float("inf")) -> Callable[[str], float]:
+    """The type of an option that takes a number within bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(least) - 1
+        if not least <= value <= most:
+            wanted = "a whole number" if kind is int else "a number"
+            bounds = f"from {least:g} on" if most == float("inf") else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted} {bounds}")
+        return value
+
+    return parse
 
 
 @contextmanager
-def open_project(directory: Path) -> Iterator["Wiring"]:
-    """The project's parts; its log is closed afterwards."""
+def open_project(directory: Path, role: str = "") -> Iterator["Wiring"]:
+    """The project's parts; its log is closed afterwards. As a ``role`` the process gives way to the predictor."""
+    from tidemill.priority import be_nice, leave_a_core
+
+    be_nice(role)
     from tidemill.wiring import Wiring
 
     wiring = Wiring(directory)
+    leave_a_core(role, wiring.settings.trainer.cores)
     try:
         yield wiring
     finally:

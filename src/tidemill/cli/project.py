@@ -1,28 +1,48 @@
 """Commands that make and train a project: init, config, train."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from tidemill.cli.options import ProjectOption, exit_on_signals, open_project, say
-
-app = typer.Typer()
+from tidemill.cli.options import Commands, exit_on_signals, open_project, say
 
 
-@app.command()
+def declare(commands: Commands) -> None:
+    """Add them."""
+    new = commands.add("init", init)
+    new.add_argument("data", type=Path, help="the original data: a CSV or Parquet file")
+    new.add_argument("--target", required=True, metavar="COLUMN", help="the column to predict")
+    new.add_argument("--name", default="", help="the project's name; by default the folder's")
+    new.add_argument("--task", default="", help="binary, multiclass or regression; inferred by default")
+    new.add_argument("--id", dest="id_column", default="", metavar="COLUMN", help="the column of the request id, no feature")
+    new.add_argument(
+        "--time", dest="time_column", default="", metavar="COLUMN", help="the column of the event time, no feature"
+    )
+    new.add_argument(
+        "--ignore", action="append", default=[], metavar="COLUMN", help="a column that is no feature; may be repeated"
+    )
+    new.add_argument("--positive", default="", metavar="CLASS", help="the class whose probability is answered, of two")
+    new.add_argument(
+        "--set", dest="setting", action="append", default=[], metavar="SECTION.KEY=VALUE", help="may be repeated"
+    )
+    new.add_argument("--force", action="store_true", help="overwrite the project's files")
+    commands.add("config", config)
+    commands.add("train", train).add_argument(
+        "--again", action="store_true", help="train even where there is a model already"
+    )
+
+
 def init(
-    data: Annotated[Path, typer.Argument(help="The original data: a CSV or Parquet file.")],
-    target: Annotated[str, typer.Option(help="The column to predict.")],
-    project: ProjectOption = Path("."),
-    name: Annotated[str, typer.Option(help="The project's name; by default the folder's.")] = "",
-    task: Annotated[str, typer.Option(help="binary, multiclass or regression; inferred by default.")] = "",
-    id_column: Annotated[str, typer.Option("--id", help="The column of the request id, no feature.")] = "",
-    time_column: Annotated[str, typer.Option("--time", help="The column of the event time, no feature.")] = "",
-    ignore: Annotated[list[str] | None, typer.Option(help="A column that is no feature; may be repeated.")] = None,
-    positive: Annotated[str, typer.Option(help="The class whose probability is answered, of two.")] = "",
-    setting: Annotated[list[str] | None, typer.Option("--set", help="SECTION.KEY=VALUE; may be repeated.")] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite the project's files.")] = False,
+    data: Path,
+    target: str,
+    project: Path,
+    name: str,
+    task: str,
+    id_column: str,
+    time_column: str,
+    ignore: list[str],
+    positive: str,
+    setting: list[str],
+    force: bool,
 ) -> None:
     """Look at a table and write tidemill.toml and schema.json, to be edited."""
     from tidemill.core.inference import Choices
@@ -32,7 +52,7 @@ def init(
     if task not in ("", "binary", "multiclass", "regression"):
         raise ConfigError(f"--task {task} is not one of binary, multiclass, regression")
     choices: Any = {"target": target, "task": task, "id": id_column, "time": time_column, "positive": positive}
-    made = init_project(data, project, Choices(ignore=tuple(ignore or ()), **choices), name, _settings(setting or []), force)
+    made = init_project(data, project, Choices(ignore=tuple(ignore), **choices), name, _settings(setting), force)
     for line in made.summary:
         say(line)
 
@@ -46,8 +66,7 @@ def _settings(given: list[str]) -> dict[str, str]:
     return {key: value for key, _, value in (item.partition("=") for item in given)}
 
 
-@app.command()
-def config(project: ProjectOption = Path(".")) -> None:
+def config(project: Path) -> None:
     """Print every setting that is in force, and where its value comes from."""
     import os
 
@@ -59,14 +78,10 @@ def config(project: ProjectOption = Path(".")) -> None:
         say(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
 
 
-@app.command()
-def train(
-    project: ProjectOption = Path("."),
-    again: Annotated[bool, typer.Option(help="Train even where there is a model already.")] = False,
-) -> None:
+def train(project: Path, again: bool) -> int:
     """Train the first model (or, with --again, a new one on all observations so far)."""
     from tidemill.cli.training import train_now
 
     exit_on_signals(unfinished=True)
-    with open_project(project) as wiring:
-        raise typer.Exit(train_now(wiring, again))
+    with open_project(project, "trainer") as wiring:
+        return train_now(wiring, again)

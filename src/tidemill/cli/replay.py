@@ -3,30 +3,40 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from tidemill.cli.options import ProjectOption, open_project, say, stop_on_signals
+from tidemill.cli.options import Commands, open_project, say, stop_on_signals
 
 if TYPE_CHECKING:
     from tidemill.app.replay import Asked, Summary
     from tidemill.wiring import Wiring
 
-app = typer.Typer()
+
+def declare(commands: Commands) -> None:
+    """Add it."""
+    parser = commands.add("replay", replay)
+    parser.add_argument("data", type=Path, help="the data set: a CSV or Parquet file with the schema's columns")
+    parser.add_argument("--rate", type=float, default=10.0, metavar="N", help="requests a second (%(default)s)")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="rows to skip")
+    parser.add_argument("--limit", type=int, metavar="N", help="rows to play at most")
+    time_help = "a column: outcomes come when it says, in the stream's own time"
+    parser.add_argument("--outcome-time", default="", metavar="COLUMN", help=time_help)
+    parser.add_argument("--delay", type=float, metavar="SECONDS", help="outcomes come so long after their requests")
+    step_help = "wait for each retraining that the outcomes cause, and its swap"
+    parser.add_argument("--in-step", action="store_true", help=step_help)
+    parser.add_argument("--quiet", action="store_true", help="print the summary only")
 
 
-@app.command()
 def replay(
-    data: Annotated[Path, typer.Argument(help="The data set: a CSV or Parquet file with the schema's columns.")],
-    project: ProjectOption = Path("."),
-    rate: Annotated[float, typer.Option(help="Requests a second.")] = 10.0,
-    start: Annotated[int, typer.Option(help="Rows to skip.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Rows to play at most.")] = None,
-    outcome_time: Annotated[str, typer.Option(help="A column: outcomes come when it says, in the stream's own time.")] = "",
-    delay: Annotated[float | None, typer.Option(help="Outcomes come so many seconds after their requests.")] = None,
-    in_step: Annotated[bool, typer.Option(help="Wait for each retraining that the outcomes cause, and its swap.")] = False,
-    quiet: Annotated[bool, typer.Option(help="Print the summary only.")] = False,
+    data: Path,
+    project: Path,
+    rate: float,
+    start: int,
+    limit: int | None,
+    outcome_time: str,
+    delay: float | None,
+    in_step: bool,
+    quiet: bool,
 ) -> None:
     """Play a data set as the service: send requests, receive answers, report outcomes. Started again, it goes on."""
     import msgspec

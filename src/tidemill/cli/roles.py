@@ -2,24 +2,20 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from tidemill.cli.options import Commands, Run, exit_on_signals, number, open_project, say, stop_on_signals
 
-from tidemill.cli.options import ProjectOption, exit_on_signals, open_project, say, stop_on_signals
-
-app = typer.Typer()
 LONG_TURNS = ("trainer", "tracker")
 """An experiment takes minutes, MLflow's first answer 10 s: these end where they are, and go on there when started again."""
-NICENESS = {"trainer": 10, "tracker": 10, "recorder": 5, "monitor": 5}
-"""Whoever asks waits for the predictor alone: the others yield to it where they share a core."""
 
 
 def start_logging() -> None:
     """Log lines as key=value (or JSON) on the standard output."""
-    import structlog
+    with _hidden("rich"):
+        import structlog
 
     as_json = bool(os.environ.get("TIDEMILL_JSON_LOGS"))
     renderer = (
@@ -39,35 +35,54 @@ def start_logging() -> None:
     )
 
 
-def _role_command(role: str, text: str) -> Callable[[Path], None]:
-    def run_alone(project: ProjectOption = Path(".")) -> None:
+@contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Not to be imported meanwhile: structlog takes rich, in 0.13 s, for tracebacks in colour that are not shown."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+def declare(commands: Commands) -> None:
+    """Add them."""
+    for role, text in {
+        "predictor": "Answer requests, in this process.",
+        "recorder": "Write the log's records into the lake, in this process.",
+        "monitor": "Join outcomes, measure, and command retrainings, in this process.",
+        "trainer": "Serve retrain commands, in this process.",
+        "tracker": "Copy trials and versions to MLflow, in this process.",
+    }.items():
+        commands.add(role, _role_command(role), text)
+    all_roles = commands.add("run", run)
+    all_roles.add_argument(
+        "--replay", dest="replay_file", type=Path, metavar="DATA", help="play this data set beside the roles"
+    )
+    options_help = "options for that replay, as one text: --replay-options='--rate 100 --quiet'"
+    all_roles.add_argument("--replay-options", default="", metavar="TEXT", help=options_help)
+    predictors_help = "processes that answer (%(default)s); on SQLite all but one stand by"
+    all_roles.add_argument("--predictors", type=number(int, 1), default=1, metavar="N", help=predictors_help)
+    port = number(int, 1, 65535)
+    commands.add("mlflow", mlflow).add_argument(
+        "--port", type=port, default=5000, metavar="N", help="on 127.0.0.1 (%(default)s)"
+    )
+
+
+def _role_command(role: str) -> Run:
+    def run_alone(project: Path) -> None:
         start_logging()
-        os.nice(NICENESS.get(role, 0))
         stop = exit_on_signals() if role in LONG_TURNS else stop_on_signals()
-        with open_project(project) as wiring:
+        with open_project(project, role) as wiring:
             wiring.run_role(role, stop)
 
-    run_alone.__doc__ = text
     return run_alone
 
 
-for _role, _text in {
-    "predictor": "Answer requests, in this process.",
-    "recorder": "Write the log's records into the lake, in this process.",
-    "monitor": "Join outcomes, measure, and command retrainings, in this process.",
-    "trainer": "Serve retrain commands, in this process.",
-    "tracker": "Copy trials and versions to MLflow, in this process.",
-}.items():
-    app.command(_role)(_role_command(_role, _text))
-
-
-@app.command()
-def run(
-    project: ProjectOption = Path("."),
-    replay_file: Annotated[Path | None, typer.Option("--replay", help="Play this data set beside the roles.")] = None,
-    replay_options: Annotated[str, typer.Option(help="Options for that replay, as one text.")] = "",
-    predictors: Annotated[int, typer.Option(min=1, help="Processes that answer; on SQLite all but one stand by.")] = 1,
-) -> None:
+def run(project: Path, replay_file: Path | None, replay_options: str, predictors: int) -> int:
     """Run all roles as processes, restart what dies, stop in order on Ctrl-C."""
     import shlex
 
@@ -93,14 +108,10 @@ def run(
         load(project, os.environ)
 
     supervisor = Supervisor(commands, project / "run", check=check)
-    raise typer.Exit(supervisor.run())
+    return supervisor.run()
 
 
-@app.command()
-def mlflow(
-    project: ProjectOption = Path("."),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
-) -> None:
+def mlflow(project: Path, port: int) -> int:
     """Open MLflow's pages of the project, on loopback only."""
     import subprocess
 
@@ -109,4 +120,4 @@ def mlflow(
 
     command = start_ui(load(project, os.environ).tracking_uri, port)
     say(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    return subprocess.run(command, check=False).returncode

@@ -41,7 +41,10 @@ class Scored(Struct, frozen=True):
 
 
 class Model(Protocol):
-    """Immutable; used by one thread at a time."""
+    """Immutable; used by one thread at a time. ``engine`` says what computes its answers: all give the same bits."""
+
+    @property
+    def engine(self) -> str: ...
 
     def predict(self, matrix: Matrix) -> NDArray[np.float64]:
         """float64[n]: the probability of the second class (binary) or the value (regression); float64[n, classes] for
@@ -51,6 +54,18 @@ class Model(Protocol):
 
     def to_bytes(self) -> bytes:
         """The model in the learner's own text format; ``Learner.load`` of it predicts the same bits."""
+        ...
+
+    def edge_rows(self) -> Matrix:
+        """float64[n, k]: values beside every limit at which the model tells values apart, missing and unseen ones, to hold
+        one engine against another. No rows where the engine does not know.
+        """
+        ...
+
+    def faster(self) -> "Model | None":
+        """The same model on the fastest engine that this machine has, or None where this is it. May take a while the first
+        time: call it beside serving.
+        """
         ...
 
 
@@ -83,4 +98,16 @@ class Learner(Protocol):
 
     def load(self, data: bytes) -> Model:
         """A model from ``Model.to_bytes``. The bytes must be trusted: verify their hash first."""
+        ...
+
+    def load_checked(self, data: bytes) -> Model | None:
+        """The same from bytes that nobody vouches for, ready at once: ``BundleRefused`` where they are damaged, None where
+        only the library itself can tell.
+        """
+        ...
+
+    def load_reference(self, data: bytes) -> Model:
+        """The same by the library's own parser and predict, which say what every engine must answer. The bytes must be
+        trusted: a damaged model may end the process.
+        """
         ...

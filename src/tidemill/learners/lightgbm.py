@@ -1,4 +1,7 @@
-"""LightGBM, by its native interface: one Booster a fold, stopped jointly; the model is its text."""
+"""LightGBM, by its native interface: one Booster a fold, stopped jointly; the model is its text.
+
+A model is scored from a table (``lightgbm_table.py``) without the library, unless it holds what the table does not do.
+"""
 
 import functools
 import sys
@@ -8,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from tidemill.core.metrics import Metric
@@ -15,6 +19,8 @@ from tidemill.core.schema import Task
 from tidemill.core.space import Integer, Real, Space
 from tidemill.errors import BundleRefused
 from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored
+from tidemill.learners.lightgbm_table import NumpyScorer, Scorer, Table, answers, build_table, edge_rows
+from tidemill.learners.lightgbm_text import NotForTable, read_forest
 
 OBJECTIVES: dict[Task, str] = {"binary": "binary", "multiclass": "multiclass", "regression": "regression"}
 
@@ -31,6 +37,8 @@ OWN_METRICS = {
 
 _NOT_NEEDED = ("pandas", "sklearn", "dask", "matplotlib", "graphviz", "pyarrow", "cffi")
 _importing = threading.Lock()
+
+logger = structlog.get_logger()
 
 
 @functools.cache
@@ -54,6 +62,8 @@ def _library() -> ModuleType:
 class LightGBMModel:
     """One Booster, made from its text. Use it in one thread: LightGBM's own locks are not proof (its issue 6142)."""
 
+    engine = "lightgbm"
+
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._booster = _library().Booster(model_str=data.decode())
@@ -63,11 +73,56 @@ class LightGBMModel:
         if len(matrix) == 0:
             classes = self._booster.num_model_per_iteration()
             return np.empty((0, classes) if classes > 1 else 0)
-        answers: NDArray[np.float64] = self._booster.predict(matrix, num_threads=1)
-        return answers
+        found: NDArray[np.float64] = self._booster.predict(matrix, num_threads=1)
+        return found
 
     def to_bytes(self) -> bytes:
         return self._data
+
+    def edge_rows(self) -> Matrix:
+        return np.empty((0, self._booster.num_feature()))
+
+    def faster(self) -> None:
+        return None
+
+
+class TableModel:
+    """A table and what adds up its leaves."""
+
+    def __init__(self, data: bytes, table: Table, scorer: Scorer) -> None:
+        self.engine = scorer.engine
+        self._data = data
+        self._table = table
+        self._scorer = scorer
+
+    def predict(self, matrix: Matrix) -> NDArray[np.float64]:
+        """Raises ``ValueError`` for a matrix of another width."""
+        forest = self._table.forest
+        if matrix.shape[1:] != (forest.features,):
+            raise ValueError(f"a matrix of shape {matrix.shape} for a model of {forest.features} features")
+        if len(matrix) == 0:
+            return np.empty((0, forest.outputs) if forest.outputs > 1 else 0)
+        return answers(forest, self._scorer(matrix))
+
+    def to_bytes(self) -> bytes:
+        return self._data
+
+    def edge_rows(self) -> Matrix:
+        return edge_rows(self._table)
+
+    def faster(self) -> "TableModel | None":
+        """With the extra ``fast``; None without it, or where its compiler does not know this machine."""
+        if not isinstance(self._scorer, NumpyScorer):
+            return None
+        try:
+            from tidemill.learners.lightgbm_fast import CompiledScorer
+
+            return TableModel(self._data, self._table, CompiledScorer(self._table))
+        except ModuleNotFoundError:
+            return None
+        except (ImportError, OSError, RuntimeError) as error:
+            logger.warning("compiler_unusable", reason=f"{type(error).__name__}: {error}")
+            return None
 
 
 class LightGBM:
@@ -139,6 +194,18 @@ class LightGBM:
         return self.load(booster.model_to_string().encode())
 
     def load(self, data: bytes) -> Model:
+        """``BundleRefused`` where it is no model. What only LightGBM can read may end the process where it is damaged."""
+        return self.load_checked(data) or self.load_reference(data)
+
+    def load_checked(self, data: bytes) -> Model | None:
+        try:
+            table = build_table(read_forest(data))
+        except NotForTable as error:
+            logger.info("model_needs_lightgbm", reason=str(error))
+            return None
+        return TableModel(data, table, NumpyScorer(table))
+
+    def load_reference(self, data: bytes) -> Model:
         """``BundleRefused`` where LightGBM says that it is no model; a damaged one may also end the process."""
         try:
             return LightGBMModel(data)

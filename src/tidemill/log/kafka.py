@@ -21,7 +21,7 @@ from tidemill.failpoints import failpoint
 from tidemill.log.base import Message, Record, Start, Topic
 from tidemill.log.kafka_client import CALL_SECONDS, Clients, Value
 from tidemill.log.kafka_reader import KafkaReader
-from tidemill.log.kafka_session import ABORT_SECONDS, TRANSACTION_SECONDS, Delivery, Membership, flush
+from tidemill.log.kafka_session import ABORT_SECONDS, TRANSACTION, Delivery, Membership, flush
 from tidemill.log.kafka_slots import Slots
 from tidemill.log.kafka_tail import Tail
 from tidemill.log.kafka_topics import Place, Topics
@@ -158,7 +158,7 @@ class KafkaLog:
         """A transaction under an id of its own: rare, since only a person's decisions are published together like this."""
         name = f"{self._prefix}.append.{uuid.uuid4().hex}"
         refused: list[KafkaError] = []
-        producer = self._clients.producer({"transactional.id": name}, {"transaction.timeout.ms": TRANSACTION_SECONDS * 1000})
+        producer = self._clients.producer({"transactional.id": name}, TRANSACTION)
         producer.init_transactions(CALL_SECONDS)
         producer.begin_transaction()
         try:

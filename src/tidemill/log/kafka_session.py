@@ -32,7 +32,7 @@ COMMIT_SECONDS = 5.0
 """A transaction ends in milliseconds. One that takes so long is given up: a new session hears how it ended."""
 LEAVE_SECONDS = 1.0
 ABORT_SECONDS = 1.0
-TRANSACTION_SECONDS = 10
+TRANSACTION_SECONDS = 6
 """The broker ends a transaction that is open for longer; one is a batch, well below a second."""
 FAIR_ROWS = 5000
 """How many messages of several topics are taken from the client's queue, to share them out evenly."""
@@ -49,8 +49,11 @@ CONSUMER = {
     "heartbeat.interval.ms": round(HEARTBEAT_SECONDS * 1000),
     "max.poll.interval.ms": POLL_SECONDS_MAX * 1000,
 }
-PRODUCER = {
+TRANSACTION = {
     "transaction.timeout.ms": TRANSACTION_SECONDS * 1000,
+    "message.timeout.ms": TRANSACTION_SECONDS * 1000,  # librdkafka wants it no longer than the transaction's
+}
+PRODUCER = {
     "linger.ms": 0,
     "batch.size": 1_000_000,
     "batch.num.messages": 100_000,
@@ -424,14 +427,14 @@ class Session:
     # The producers.
 
     def _transactional(self, name: str) -> Producer:
-        producer = self._member.clients.producer({"transactional.id": name, "on_delivery": self._on_delivery}, PRODUCER)
+        own = {"transactional.id": name, "on_delivery": self._on_delivery}
+        producer = self._member.clients.producer(own, PRODUCER | TRANSACTION)
         with self._member.clients.in_our_words(f"taking up transactional id {name!r}"):
             producer.init_transactions(CALL_SECONDS)
         return producer
 
     def _plain(self) -> Producer:
-        plain = {name: value for name, value in PRODUCER.items() if not name.startswith("transaction")}
-        return self._member.clients.producer({"on_delivery": self._on_delivery}, plain)
+        return self._member.clients.producer({"on_delivery": self._on_delivery}, PRODUCER)
 
 
 def flush(producer: Producer, refusals: Sequence[KafkaError], seconds: float) -> None:

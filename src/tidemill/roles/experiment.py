@@ -72,13 +72,14 @@ class Fitted(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What one search needs besides its data."""
+    """What one search needs besides its data; ``memory_bytes`` is what its workers may take together, 0 has no limit."""
 
     learner: Callable[[], Learner]
     proposer: Callable[[Space, int], Proposer]
     settings: Tune
     seed: int
     clock: Clock
+    memory_bytes: int = 0
 
 
 def prepare(schema: Schema, rows: Rows, tune: Tune, seed: int) -> Prepared:
@@ -134,16 +135,7 @@ def run_search(
     """The best trial, and the model's bytes: fitted on all rows with exactly what was scored."""
     tune, samples = plan.settings, prepared.samples
     measure = metric(tune.metric, samples.task)
-    with TrialPool(
-        samples,
-        prepared.folds,
-        plan.learner,
-        measure.name,
-        plan.seed,
-        rounds_max=tune.rounds_max,
-        patience=tune.patience,
-        workers=tune.workers,
-    ) as pool:
+    with _pool(prepared, plan, tune.workers) as pool:
         best = search(
             plan.proposer(plan.learner().space(samples.task), plan.seed),
             pool.evaluate,
@@ -157,6 +149,28 @@ def run_search(
             workers=tune.workers,
         )
         return best, pool.fit(best.parameters, best.rounds)
+
+
+def refit(best: Trial, prepared: Prepared, plan: Search) -> Fitted:
+    """A model on other rows, with exactly what was scored; in a worker too, so that it gives way as the trials do."""
+    with _pool(prepared, plan, workers=1) as pool:
+        data = pool.fit(best.parameters, best.rounds)
+    return fitted(plan.learner().load(data), prepared)
+
+
+def _pool(prepared: Prepared, plan: Search, workers: int) -> TrialPool:
+    tune = plan.settings
+    return TrialPool(
+        prepared.samples,
+        prepared.folds,
+        plan.learner,
+        metric(tune.metric, prepared.samples.task).name,
+        plan.seed,
+        rounds_max=tune.rounds_max,
+        patience=tune.patience,
+        workers=workers,
+        memory_bytes=plan.memory_bytes,
+    )
 
 
 def fitted(model: Model, prepared: Prepared) -> Fitted:

@@ -70,7 +70,7 @@ def _lock(file: IO[str], clock: Clock) -> None:
 def promote(log: Log, topics: Topics, store: BundleStore, clock: Clock) -> ModelVersion:
     """Make the challenger the champion. Raises ``UnknownModel`` where none waits."""
     version = _waiting(read_slots(log, topics))
-    store.try_in_child(version.bundle)
+    store.try_out(version.bundle)
     with deciding(store, clock):
         slots = read_slots(log, topics)
         if _waiting(slots).version != version.version:
@@ -92,7 +92,7 @@ def rollback(log: Log, topics: Topics, store: BundleStore, clock: Clock, version
     slots = read_slots(log, topics)
     target = _older(announced(log, topics), slots, version)
     _check_other(slots, target)
-    store.try_in_child(target.bundle)
+    store.try_out(target.bundle)
     with deciding(store, clock):
         slots = read_slots(log, topics)
         _check_other(slots, target)

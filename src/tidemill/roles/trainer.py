@@ -40,6 +40,7 @@ from tidemill.roles.experiment import (
     fitted,
     judge,
     prepare,
+    refit,
     run_search,
 )
 from tidemill.roles.loop import run_loop
@@ -170,7 +171,7 @@ class Trainer:
         refused = champion.refused
         decision = decide(self.settings.verdict.policy, champion.rival or bool(refused), comparison, bool(refused))
         if held and decision == "promoted":
-            challenger = self._refit(best, self._prepare(observed))
+            challenger = refit(best, self._prepare(observed), self.plan)
         model_version = self._write(command, best, challenger)
         failpoint("trainer.bundled")
         decision, moves, overtaken = self._settle(champion.version, model_version, decision)
@@ -231,11 +232,6 @@ class Trainer:
         rows = training_set(self.schema, self.original(), observed.rows(self.schema), self.settings.retrain.window_rows)
         return prepare(self.schema, rows, self.settings.tune, self.plan.seed)
 
-    def _refit(self, best: Trial, prepared: Prepared) -> Fitted:
-        """The winner, with exactly what was scored, on the held-out observations too."""
-        learner = self.plan.learner()
-        return fitted(learner.fit(prepared.samples, best.parameters, best.rounds, self.plan.seed, threads=1), prepared)
-
     def _judge(self, challenger: Fitted, champion: Champion, judged: Observed) -> tuple[Champion, Comparison | None]:
         """The comparison, if there is one, and the champion, whose bundle may have been damaged since."""
         if champion.version is None or not judged.outcomes:
@@ -249,7 +245,7 @@ class Trainer:
             return champion, judge(challenger, loaded, judged, self.metric, confidence, self.plan.seed)
 
     def _write(self, command: Retrain, best: Trial, model: Fitted) -> ModelVersion:
-        """The bundle, tried in a child before anybody hears of it."""
+        """The bundle, tried before anybody hears of it."""
         number = 1 + self._newest_version()
         now = self.clock.now_ms()
         card = Card(
@@ -268,7 +264,7 @@ class Trainer:
             libraries={"python": platform.python_version(), "tidemill": version("tidemill")},
         )
         bundle = self.store.write(model.model, model.encoder, card, model.golden)
-        self.store.try_in_child(bundle)
+        self.store.try_out(bundle)
         return ModelVersion(
             version=number,
             uri=bundle,

@@ -32,11 +32,11 @@ from tidemill.errors import ConfigError
 from tidemill.failpoints import failpoint
 from tidemill.learners.base import Fold, Learner, Parameters, Samples, Scored
 from tidemill.messages import Trial
+from tidemill.priority import run_when_idle
 from tidemill.tuning.base import Proposer
 
 ATTEMPTS = 3
 """How often a trial is started whose worker is killed; an outsider (the kernel, short of memory) may have done it."""
-NICENESS = 10
 
 logger = structlog.get_logger()
 
@@ -187,6 +187,7 @@ class _Work(Struct, frozen=True):
     threads: int
     rounds_max: int
     patience: int
+    memory_bytes: int
 
 
 class _Request(Struct, frozen=True):
@@ -200,14 +201,16 @@ class _Reply(Struct, frozen=True, omit_defaults=True):
     scored: Scored | None = None
     model: bytes = b""
     error: str = ""
+    out_of_memory: bool = False
 
 
 class TrialPool:
     """Worker processes that cross-validate and fit, so that the process that owns them stays light and answers signals.
 
-    Each worker has one trial at a time and a low priority, reads the samples from memory-mapped files, is replaced if
-    killed, and ends with its owner, even by kill -9. ``learner`` must be picklable (a class, a module's function). Use it
-    as a context; ``evaluate`` and ``fit`` may be called by several threads.
+    Each worker has one trial at a time, runs when nobody else wants the processor, reads the samples from memory-mapped
+    files, is replaced if killed, and ends with its owner, even by kill -9. Beyond its share of ``memory_bytes`` (0: no
+    limit) it is refused memory, which fails the trial. ``learner`` must be picklable (a class, a module's function). Use
+    it as a context; ``evaluate`` and ``fit`` may be called by several threads.
     """
 
     def __init__(
@@ -221,6 +224,7 @@ class TrialPool:
         rounds_max: int = 2000,
         patience: int = 30,
         workers: int = 1,
+        memory_bytes: int = 0,
     ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="tidemill-trials-", ignore_cleanup_errors=True)
         _save(Path(self._scratch.name), samples, folds)
@@ -238,6 +242,7 @@ class TrialPool:
             threads,
             rounds_max,
             patience,
+            memory_bytes // workers,
         )
         self._closing = threading.Event()
         self._workers = [_Worker(self._work) for _ in range(workers)]
@@ -277,13 +282,15 @@ class TrialPool:
         try:
             for _ in range(ATTEMPTS):
                 reply = worker.ask(request)
+                if reply is None and self._closing.is_set():
+                    return _Reply(error="the search was stopped")
+                if reply is None or reply.out_of_memory:
+                    error = reply.error if reply else ""
+                    logger.warning("trial_worker_replaced", exit_code=worker.kill(), error=error)
+                    worker.start()
                 if reply is not None:
                     return reply
-                if self._closing.is_set():
-                    return _Reply(error="the search was stopped")
-                logger.warning("trial_worker_died", exit_code=worker.kill())
-                worker.start()
-            return _Reply(error=f"its worker process died {ATTEMPTS} times; out of memory?")
+            return _Reply(error=f"its worker process died {ATTEMPTS} times; out of memory{_limit(self._work)}?")
         finally:
             self._free.put(worker)
 
@@ -347,7 +354,7 @@ def _open(work: _Work) -> tuple[Samples, list[Fold]]:
 def _serve(work: _Work, pipe: Connection) -> None:
     """A worker's whole life: requests until the pipe closes. Ctrl-C is for the owner to act upon."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)
+    run_when_idle(work.memory_bytes)
     threading.Thread(target=_end_with_owner, args=(work.scratch,), daemon=True).start()
     samples, folds = _open(work)
     learner = work.learner()
@@ -359,7 +366,7 @@ def _serve(work: _Work, pipe: Connection) -> None:
         try:
             reply = _answer(work, learner, samples, folds, request)
         except Exception as error:  # whatever a learner raises is this trial's fault, and the next one may be good
-            reply = _Reply(error=f"{type(error).__name__}: {error}")
+            reply = _refusal(error, work)
         failpoint("tuner.tried")
         pipe.send_bytes(msgspec.msgpack.encode(reply))
 
@@ -374,6 +381,19 @@ def _answer(work: _Work, learner: Learner, samples: Samples, folds: list[Fold], 
             samples, folds, request.parameters, measure, work.seed, work.threads, work.rounds_max, work.patience
         )
     )
+
+
+def _refusal(error: Exception, work: _Work) -> _Reply:
+    """Why there is no result. A library in C++ says ``bad_alloc`` where Python has a ``MemoryError``."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or "bad_alloc" in text:
+        return _Reply(error=f"out of memory{_limit(work)}: {text}", out_of_memory=True)
+    return _Reply(error=text)
+
+
+def _limit(work: _Work) -> str:
+    """What a worker may take, in brackets."""
+    return f" (trainer.memory_gb gives a worker {work.memory_bytes / 1e9:.3g} GB)" if work.memory_bytes else ""
 
 
 def _end_with_owner(scratch: str) -> None:

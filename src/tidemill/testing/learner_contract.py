@@ -72,6 +72,26 @@ class LearnerContract:
         assert loaded.to_bytes() == model.to_bytes()
 
     @pytest.mark.parametrize("task", TASKS)
+    def test_every_engine_gives_the_same_bits(self, learner: Learner, task: Task) -> None:
+        """What is ready at once, what is fastest, and the library itself; on the model's own limits too, row by row and
+        together; each says what it is.
+        """
+        samples = a_table(task)
+        data = learner.fit(samples, {}, 30, seed=0, threads=1).to_bytes()
+        reference, checked = learner.load_reference(data), learner.load_checked(data)
+        found = [reference, *([checked] if checked else [])]
+        found += [faster for model in found if (faster := model.faster())]
+        assert len({model.engine for model in found}) == len(found)
+        for model in found:
+            assert model.engine
+            assert model.to_bytes() == data
+            for matrix in (samples.matrix, model.edge_rows()):
+                wanted = reference.predict(matrix)
+                assert model.predict(matrix).tobytes() == wanted.tobytes()
+                alone = [model.predict(matrix[i : i + 1]) for i in range(min(len(matrix), 50))]
+                assert np.array(alone).tobytes() == wanted[:50].tobytes()
+
+    @pytest.mark.parametrize("task", TASKS)
     def test_a_row_has_one_answer_however_it_is_batched(self, learner: Learner, task: Task) -> None:
         """One by one, all at once, not contiguous; no rows give no answers."""
         samples = a_table(task)

@@ -1,0 +1,72 @@
+"""What a request costs beside its score: JSON to columns, columns to matrix, answers to JSON, by batch size."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from bench.stage import requests
+from tidemill.core.answers import answer_values
+from tidemill.core.decoding import Decoder
+from tidemill.core.schema import Schema
+from tidemill.messages import Prediction, to_bytes
+from tidemill.roles.promotion import read_slots
+from tidemill.wiring import Wiring
+
+BATCHES = (1, 64, 1000, 5000)
+ROWS = 20_000
+
+
+class Coding(Struct, frozen=True):
+    """Microseconds a row, the best of five."""
+
+    batch: int
+    decode: float
+    encode: float
+    score: float
+    answer: float
+
+
+def measure(wiring: Wiring) -> list[Coding]:
+    """The steps of the predictor's hot path, one after the other, on the model that serves."""
+    champion = read_slots(wiring.log, wiring.topics).champion
+    if champion is None:
+        raise LookupError("no model")
+    values = [message.value for message in requests(wiring, "coding", max(BATCHES))]
+    with wiring.store.load(champion.bundle) as bundle:
+        decoder = Decoder(bundle.schema)
+        found = []
+        for batch in BATCHES:
+            part = values[:batch]
+            columns = decoder.decode(part).columns
+            matrix = bundle.encoder.encode(columns).matrix
+            scores = bundle.model.predict(matrix)
+            steps: list[Callable[[], object]] = [
+                lambda part=part: decoder.decode(part),  # type: ignore[misc]
+                lambda columns=columns: bundle.encoder.encode(columns),  # type: ignore[misc]
+                lambda matrix=matrix: bundle.model.predict(matrix),  # type: ignore[misc]
+                lambda scores=scores: _answers(bundle.schema, champion.bundle, scores),  # type: ignore[misc]
+            ]
+            found.append(Coding(batch, *(_us_a_row(step, batch) for step in steps)))
+    return found
+
+
+def _answers(schema: Schema, bundle: str, scores: NDArray[np.float64]) -> list[bytes]:
+    rows = zip(*answer_values(schema, scores), strict=True)
+    return [
+        to_bytes(Prediction("coding-1", label, 1, bundle, 0, 0, probability, probabilities, value))
+        for label, probability, probabilities, value in rows
+    ]
+
+
+def _us_a_row(step: Callable[[], object], batch: int) -> float:
+    times = []
+    for _ in range(5):
+        repeats = max(1, ROWS // batch // 5)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            step()
+        times.append((time.perf_counter() - started) / repeats)
+    return min(times) / batch * 1e6

@@ -1,0 +1,1 @@
+"""The programs that are measured beside tidemill's predictor, each a process of its own."""

@@ -1,0 +1,55 @@
+"""Quix Streams with the same model, a message at a time, as its documentation shows. A process of another environment.
+
+``python quix.py BROKERS SOURCE SINK PROJECT BUNDLE COMMIT_EVERY COMMIT_SECONDS BACKOFF_MS``; COMMIT_EVERY 0 and BACKOFF_MS 0
+are its defaults. It shares tidemill's decoder and encoder, so that only the framework differs.
+"""
+
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from tidemill.core.answers import Answerer
+from tidemill.core.decoding import Decoder
+from tidemill.wiring import Wiring
+
+
+def main(
+    brokers: str,
+    source: str,
+    sink: str,
+    project: str,
+    bundle_name: str,
+    commit_every: str,
+    commit_seconds: str,
+    backoff_ms: str,
+) -> None:
+    from quixstreams import Application
+
+    bundle = Wiring(Path(project)).store.load(bundle_name)
+    answerer = Answerer(bundle.schema, Decoder(bundle.schema), bundle.encoder, bundle.model.predict)
+
+    def answer(value: bytes) -> dict[str, Any]:
+        answers = answerer.answer([value])
+        return {"prediction": answers.predictions[0], "probability": answers.probability[0], "bundle": bundle_name}
+
+    extra = {"retry.backoff.ms": int(backoff_ms), "linger.ms": 0} if int(backoff_ms) else {}
+    application = Application(
+        broker_address=brokers,
+        consumer_group=uuid.uuid4().hex,
+        auto_offset_reset="earliest",
+        processing_guarantee="exactly-once",
+        commit_interval=float(commit_seconds),
+        commit_every=int(commit_every),
+        producer_extra_config=extra,
+        auto_create_topics=False,
+        loglevel="WARNING",
+    )
+    stream = application.dataframe(application.topic(source, value_deserializer="bytes"))
+    stream = stream.apply(answer)
+    stream.to_topic(application.topic(sink, value_serializer="json"))
+    application.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
