@@ -74,6 +74,8 @@ _delta_types: dict[Any, PrimitiveType | ArrayType] = {
     pl.List(pl.Float64): ArrayType(PrimitiveType("double")),
 }
 
+_SPAN = ("min.partition", "max.partition", "min.offset", "max.offset")
+
 RETENTION_SECONDS = 300
 """How long a file that compaction has replaced stays for those who still read it. At a commit a second that is some 350
 small files a table; reading a million observations takes seconds."""
@@ -93,6 +95,12 @@ class Lake:
         self._locks: dict[TableName, IO[bytes]] = {}
         self._writers: dict[TableName, DeltaTable] = {}
         self._readers: dict[TableName, DeltaTable] = {}
+
+    def folder(self) -> Path:
+        """Where the tables are; a role may have files without names there."""
+        with _our_errors("the lake"):
+            self._root.mkdir(parents=True, exist_ok=True)
+        return self._root
 
     # -- writing
 
@@ -185,18 +193,30 @@ class Lake:
         with _our_errors(f"lake table {table}"):
             return 0 if handle is None else int(handle.count())
 
-    def scan(self, table: TableName, after: Mapping[int, int] | None = None) -> pl.LazyFrame:
+    def scan(
+        self, table: TableName, after: Mapping[int, int] | None = None, until: Mapping[int, int] | None = None
+    ) -> pl.LazyFrame:
         """The table as it is now, in no order; collect it within ``RETENTION_SECONDS``.
 
-        With ``after`` (partition -> offset): rows from these offsets on, and all of other partitions; files that only hold
-        older rows are not opened.
+        With ``after`` (partition -> offset): rows from these offsets on, and all of other partitions. With ``until``: rows
+        before these offsets, and none of other partitions. Files that only hold others are not opened.
         """
         columns = COLUMNS[table]
-        files = self._files(table, after)
+        files = self._files(table, after, until)
         if not files:
             return pl.LazyFrame(schema=columns)
         rows = pl.scan_parquet(files, schema=columns, glob=False)
-        return rows.filter(_beyond(after)) if after else rows
+        if after:
+            rows = rows.filter(_beyond(after))
+        return rows if until is None else rows.filter(before(until))
+
+    def spans(self, table: TableName) -> list[tuple[int, int, int, int]]:
+        """Of each file with rows: its lowest and highest partition, its lowest and highest offset."""
+        handle = self._reader(table)
+        if handle is None:
+            return []
+        files = pl.DataFrame(handle.get_add_actions(flatten=True))
+        return files.select(_SPAN).drop_nulls().rows() if set(_SPAN) <= set(files.columns) else []
 
     def read(self, rows: pl.LazyFrame) -> pl.DataFrame:
         """Collect a scan; what the disk says becomes ``Unavailable``."""
@@ -267,15 +287,21 @@ class Lake:
                 return False
         return True
 
-    def _files(self, table: TableName, after: Mapping[int, int] | None) -> list[Path]:
+    def _files(
+        self, table: TableName, after: Mapping[int, int] | None, until: Mapping[int, int] | None = None
+    ) -> list[Path]:
         handle = self._reader(table)
         if handle is None:
             return []
         files = pl.DataFrame(handle.get_add_actions(flatten=True))
-        if after and files.height:
-            one = pl.col("min.partition") == pl.col("max.partition")
-            first = pl.col("min.partition").replace_strict(dict(after), default=0, return_dtype=pl.Int64)
-            kept = ~one | (pl.col("max.offset") >= first)
+        if (after or until) and files.height:
+            low_partition, high_partition, low, high = map(pl.col, _SPAN)
+            kept = pl.lit(True)
+            if after:
+                first = low_partition.replace_strict(dict(after), default=0, return_dtype=pl.Int64)
+                kept &= (low_partition != high_partition) | (high >= first)
+            if until:
+                kept &= low < max(until.values())
             files = files.filter(kept.fill_null(True))
         return [self._root / table / path for path in files["path"]]
 
@@ -343,6 +369,14 @@ def _beyond(after: Mapping[int, int]) -> pl.Expr:
         *((pl.col("partition") == partition) & (pl.col("offset") >= offset) for partition, offset in after.items())
     )
     return known | ~pl.col("partition").is_in(list(after))
+
+
+def before(positions: Mapping[int, int]) -> pl.Expr:
+    """Whether a row stands before the position of its partition; without one it does not."""
+    return pl.any_horizontal(
+        pl.lit(False),
+        *((pl.col("partition") == partition) & (pl.col("offset") < offset) for partition, offset in positions.items()),
+    )
 
 
 def _force(path: Path) -> None:

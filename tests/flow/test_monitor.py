@@ -1,5 +1,7 @@
 """The monitor over a real lake: what is joined, counted, measured and asked for, and that a restart changes nothing."""
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +16,12 @@ from tidemill import settings
 from tidemill.clock import SystemClock
 from tidemill.core.metrics import metric
 from tidemill.core.schema import Feature, Schema
-from tidemill.errors import TidemillError
+from tidemill.errors import TidemillError, Unavailable
 from tidemill.lake import COLUMNS, Lake, TableName
 from tidemill.log.base import Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import Event, JournalEntry, ModelVersion, Prediction, Retrain, Topics, to_bytes
+from tidemill.roles import monitor
 from tidemill.roles.monitor import Monitor
 from tidemill.roles.reading import read_messages
 from tidemill.testing.clock import ManualClock
@@ -364,6 +367,66 @@ def test_memory_follows_what_can_still_be_joined(world: World) -> None:
     assert joiner.waiting_requests < 6
     assert joiner.early_outcomes < 6
     assert len(joiner._openings) < 8
+
+
+def test_outcomes_of_a_backlog_wait_for_their_requests_unread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are fewer outcomes than requests, they are not read ahead of them and kept in memory."""
+    monkeypatch.setattr(monitor, "CHUNK_ROWS", 10)
+    world.start()
+    for number in range(300):
+        world.clock.advance(1)
+        world.request(f"r{number}")
+        world.predict(f"r{number}")
+        if number % 10 == 9:
+            world.outcome(f"r{number}")
+    early = []
+    turn = world.monitor.turn
+
+    def watched() -> bool:
+        early.append(world.monitor._joiner.early_outcomes)
+        return bool(turn())
+
+    world.monitor.turn = watched
+    world.turn()
+    assert max(early) <= 10
+    assert len(world.observed()) == 30
+
+
+def test_a_request_that_is_repeated_for_long_is_the_same_after_a_restart(world: World) -> None:
+    """A repetition within two waits is none of its own, though the first is more than three waits ago: no outcome is late
+    for it.
+    """
+    world.start(wait_hours=10.0)
+    world.request("a")
+    world.clock.advance(19.5 * 3600)
+    world.request("a")
+    world.clock.advance(12.5 * 3600)
+    world.labelled("other")
+    world.turn()
+    world.start(wait_hours=10.0)
+    world.outcome("a")
+    world.turn()
+    counted = world.events("observations_joined")[-1]
+    assert (counted["late_outcomes"], counted["duplicate_requests"]) == (0, 1)
+
+
+def test_a_full_disk_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The join's files are made anew, and nothing is observed twice."""
+    world.start()
+    world.labelled("a", "b")
+    world.turn()
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        world.labelled("c")
+        with pytest.raises(Unavailable, match="No space left"):
+            world.turn()
+    world.monitor.start()
+    world.turn()
+    assert world.observed() == ["a", "b", "c"]
 
 
 def test_a_second_monitor_waits_and_takes_over(world: World) -> None:

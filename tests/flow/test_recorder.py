@@ -15,10 +15,11 @@ from tidemill.clock import SystemClock
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import Broken
 from tidemill.lake import Lake, TableName
-from tidemill.log.base import Message, Topic, read_all
+from tidemill.log.base import Batch, Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import Prediction, Topics, to_bytes
-from tidemill.roles.recorder import Recorder
+from tidemill.roles import recorder
+from tidemill.roles.recorder import Recorder, _by_topic
 
 TOPICS = Topics.of("demo")
 SCHEMA = Schema((Feature("age", "number"),), "rich", "binary", ("no", "yes"))
@@ -259,3 +260,70 @@ def test_a_second_recorder_waits_and_takes_over(log: SqliteLog, lake: Lake, tmp_
         send(log, 5, start=10)
         until(lambda: behind_of(log) == [0, 0, 0, 0])
     assert offsets(lake, "outcomes") == list(range(15))
+
+
+def test_whoever_is_behind_writes_more_at_a_time(log: SqliteLog, lake: Lake) -> None:
+    """Ten times as much, and what is left at the end; nobody waits for a full one."""
+    send(log, 100)
+    record_everything(log, lake)
+    assert lake.version("outcomes") <= 100 * 3 // (10 * QUICK.flush_rows) + 2
+    for table in ("requests", "predictions", "outcomes"):
+        assert offsets(lake, table) == list(range(100))
+    send(log, 1, start=100)
+    record_everything(log, lake)
+    assert offsets(lake, "outcomes") == list(range(101))
+
+
+def test_large_records_are_written_sooner(log: SqliteLog, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held back while behind is bounded in bytes too."""
+    monkeypatch.setattr(recorder, "BEHIND_BYTES", 1)
+    send(log, 100)
+    record_everything(log, lake)
+    assert lake.version("outcomes") >= 100 * 3 // (2 * QUICK.flush_rows)
+    assert offsets(lake, "outcomes") == list(range(100))
+
+
+def test_bad_ones_among_many_change_nothing_for_the_others(log: SqliteLog, lake: Lake) -> None:
+    """Of every topic, with and without keys and headers, in one batch."""
+    answer = to_bytes(Prediction("r0", "yes", 3, "abc", 1, 2, probability=0.75))
+    log.append(
+        [
+            *(Message(TOPICS.requests, b"{}", key) for key in (b"a", b"", b"\xff", b"n\0l", b"x" * 513, None, "ä".encode())),
+            Message(TOPICS.requests, b"{}", b"told", (("time", b"5"),)),
+            *(Message(TOPICS.predictions, value, b"r0") for value in (answer, b"{}", answer, b"[" * 2000, b"", answer)),
+            *(Message(TOPICS.outcomes, b'{"rich": "no"}', key) for key in (b"a", None, b"\xff", b"b")),
+            *(Message(TOPICS.outcomes, value, b"c") for value in (b'{"rich": 3}', b'{"rich": "no", "time": 9}', b"")),
+            Message(TOPICS.dead_letters, b"theirs", None, (("partition", b"-1"), ("detail", b"\xff"))),
+        ]
+    )
+    record_everything(log, lake)
+    requests = lake.read(lake.scan("requests")).sort("offset")
+    places = [f"{TOPICS.requests}-0-{offset}" for offset in range(7)]
+    assert requests["request_id"].to_list() == ["a", *places[1:6], "ä", "told"]
+    assert requests["event_at"][7] == 5
+    assert offsets(lake, "predictions") == [0, 2, 5]
+    outcomes = lake.read(lake.scan("outcomes")).sort("offset").select("request_id", "offset", "outcome", "outcome_at")
+    assert outcomes.rows() == [("a", 0, '"no"', None), ("b", 3, '"no"', None), ("c", 5, '"no"', 9)]
+    letters = {
+        (dict(one.headers)["topic"], int(dict(one.headers)["offset"])) for one in read_all(log, TOPICS.dead_letters)[1:]
+    }
+    assert letters == {
+        *((TOPICS.predictions.encode(), offset) for offset in (1, 3, 4)),
+        *((TOPICS.outcomes.encode(), offset) for offset in (1, 2, 4, 6)),
+    }
+    assert lake.count("dead_letters") == 8
+
+
+def test_a_batch_is_taken_by_topic_however_they_alternate() -> None:
+    """Each part has its topic's records in their order."""
+    for topics in ("aab", "abab", "aaa", "abca", "bbaacc"):
+        numbers = list(range(len(topics)))
+        keys = [b"%d" % number for number in numbers]
+        batch = Batch(list(topics), numbers, numbers, numbers, list(keys), list(keys), [()] * len(topics), {})
+        parts = list(_by_topic(batch))
+        assert [part.topics[0] for part in parts] == list(dict.fromkeys(topics))
+        for part in parts:
+            mine = [number for number in numbers if topics[number] == part.topics[0]]
+            assert part.topics == [topics[number] for number in mine]
+            assert part.partitions == part.offsets == part.times_ms == mine
+            assert part.keys == part.values == [keys[number] for number in mine]

@@ -36,7 +36,7 @@ root, expected, every = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 topics = Topics.of("demo")
 schema = Schema((Feature("age", "number"),), "rich", "binary", ("no", "yes"))
 log, stop, clock = SqliteLog(root / "log", "normal"), threading.Event(), SystemClock()
-quick = settings.Lake(flush_rows=20, flush_seconds=0.05)
+quick = settings.Lake(flush_rows=2, flush_seconds=0.05)  # behind it writes 20
 lakes = [Lake(root / "lake", compact_every=8, retention_seconds=1) for _ in range(3)]
 recorder = Recorder(log, topics, lakes[0], schema, quick, clock)
 monitor = Monitor(

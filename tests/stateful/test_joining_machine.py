@@ -1,13 +1,18 @@
-"""The joiner against a slow twin, under any interleaving of the feeds, any restart, and any forgetting that is allowed."""
+"""Both joiners against a slow twin, under any interleaving of the feeds, any restart, and any forgetting that is allowed."""
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tidemill.core.joining import Counters, Joiner, Observation
+from tidemill.lake import COLUMNS
+from tidemill.roles.joined import ColumnJoiner
 
 WAIT = 10
 TABLES = ("requests", "predictions", "outcomes")
@@ -43,9 +48,18 @@ class JoiningMachine(RuleBasedStateMachine):
         self.now = 1000
         self.tables: dict[str, list[Any]] = {name: [] for name in TABLES}
         self.fed = dict.fromkeys(TABLES, 0)
-        self.joiner = Joiner(WAIT)
+        self.joiner: Any = self.new_joiner()
         self.observed: list[Observation] = []
         self.commit()
+
+    def new_joiner(self) -> Any:
+        return Joiner(WAIT)
+
+    def take(self, table: str, rows: list[Any], room: int) -> tuple[list[Observation], int]:
+        """The observations that the rows complete, and how many were taken."""
+        left = iter(rows)
+        found = getattr(self.joiner, f"feed_{table}")(left, room)
+        return found, len(rows) - len(list(left))
 
     @rule(by=st.sampled_from([0, 1, 4, 9, 10, 11, 15, 20, 21, 40]))
     def time_passes(self, by: int) -> None:
@@ -68,10 +82,9 @@ class JoiningMachine(RuleBasedStateMachine):
     @rule(table=st.sampled_from(TABLES), rows=st.integers(1, 20), room=st.integers(1, 3))
     def feed(self, table: str, rows: int, room: int) -> None:
         chunk = self.tables[table][self.fed[table] : self.fed[table] + rows]
-        left = iter(chunk)
-        found = getattr(self.joiner, f"feed_{table}")(left, room)
+        found, taken = self.take(table, chunk, room)
         assert len(found) <= room
-        self.fed[table] += len(chunk) - len(list(left))
+        self.fed[table] += taken
         self.observed += found
 
     @rule()
@@ -96,14 +109,14 @@ class JoiningMachine(RuleBasedStateMachine):
         """Back to the last commit, from the rows before it that can still matter."""
         fed, observed, counted = self.committed
         self.fed, self.observed = dict(fed), list(observed)
-        self.joiner = Joiner(WAIT)
-        since = self.settled() - 3 * WAIT
+        self.joiner = self.new_joiner()
+        since = self.settled() - 4 * WAIT
         done = {(one.request_id, one.offset) for one in observed} if known else set()
         for name in TABLES:
             rows = [row for row in self.tables[name][: fed[name]] if row[3 if name == "requests" else 1] >= since]
             if name == "requests":
                 rows = [(*row[:5], None if (row[0], row[2]) in done else row[5]) for row in rows]
-            getattr(self.joiner, f"feed_{name}")(iter(rows), -1)
+            assert self.take(name, rows, len(self.tables["requests"]) + 1)[1] == len(rows)
         self.joiner.forget(self.settled())
         self.joiner.counters = Counters(**counted)
 
@@ -119,5 +132,62 @@ class JoiningMachine(RuleBasedStateMachine):
         assert counted == {name: getattr(self.joiner.counters, name) for name in Counters.__struct_fields__}
 
 
+class ColumnJoiningMachine(JoiningMachine):
+    """The same over columns: what comes of it may not depend on how the rows are cut into frames."""
+
+    def new_joiner(self) -> ColumnJoiner:
+        return ColumnJoiner(WAIT, Path(tempfile.gettempdir()), 1)
+
+    def take(self, table: str, rows: list[Any], room: int) -> tuple[list[Observation], int]:
+        found: list[Observation] = []
+        taken = 0
+
+        def left() -> int:
+            return room - len(found)
+
+        for some, count in self.joiner.feed(table, frame(table, rows), left):
+            found.extend(observation(row) for row in some.iter_rows(named=True))
+            taken += count
+            if len(found) == room:
+                break
+        return found, taken
+
+    @invariant()
+    def what_waits_is_counted(self) -> None:
+        """No more than what has been fed; nothing below zero."""
+        assert 0 <= self.joiner.waiting_requests <= self.fed["requests"]
+        assert 0 <= self.joiner.early_outcomes <= self.fed["outcomes"]
+
+
+def frame(table: str, rows: list[Any]) -> pl.DataFrame:
+    """Rows of a feed as the lake has them."""
+    if table == "predictions":
+        columns: dict[str, Any] = {"request_id": pl.String, "time_ms": pl.Int64, "version": pl.Int64, "bundle": pl.String}
+        scores = pl.Series("scores", [[answer[1]] for *_, answer in rows], dtype=pl.Array(pl.Float64, 1))
+        rows = [(id, time, answer[0], f"bundle{answer[0] % 3}") for id, time, answer in rows]
+        return pl.DataFrame(rows, schema=columns, orient="row").with_columns(scores)
+    kinds = COLUMNS["requests" if table == "requests" else "outcomes"]
+    fed = {name: kind for name, kind in kinds.items() if table == "requests" or name not in ("partition", "offset")}
+    return pl.DataFrame(rows, schema=fed, orient="row")
+
+
+def observation(row: dict[str, Any]) -> Observation:
+    """A row of observations as the other joiner gives it; everything in it is of the same request."""
+    assert (row["event_at"], row["features"], row["bundle"]) == (row["requested_at"], b"x", f"bundle{row['version'] % 3}")
+    return Observation(
+        row["request_id"],
+        row["request_partition"],
+        row["request_offset"],
+        row["features"],
+        row["outcome"],
+        row["event_at"],
+        row["requested_at"],
+        row["outcome_at"],
+        (row["version"], *row["scores"]),
+    )
+
+
 TestJoining = JoiningMachine.TestCase
 TestJoining.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
+TestColumnJoining = ColumnJoiningMachine.TestCase
+TestColumnJoining.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tidemill.core.decoding import (
+    ID_BYTES_MAX,
     Decoder,
     check_content,
     deadline,
@@ -14,6 +17,7 @@ from tidemill.core.decoding import (
     outcome_id,
     outcome_time,
     parse_time,
+    plain_ids,
     request_id,
     request_id_or_place,
 )
@@ -176,6 +180,30 @@ def test_an_id_is_the_keys_text_or_the_place_in_the_log() -> None:
     assert request_id(None, "adult.requests", 2, 7, require_id=False) == "adult.requests-2-7"
     with pytest.raises(BadRecord, match="missing_id"):
         request_id(None, "adult.requests", 0, 7, require_id=True)
+
+
+ODD_KEYS = [
+    b"",
+    b"\0",
+    b"a\0b",
+    b"\xff",
+    b"\xc3",
+    b"\xa9",
+    b"\0\0",
+    "é".encode(),
+    b"k" * ID_BYTES_MAX,
+    b"k" * (ID_BYTES_MAX + 1),
+]
+
+
+@given(st.lists(st.one_of(st.none(), st.binary(max_size=4), st.sampled_from(ODD_KEYS), st.just(b"plain")), max_size=6))
+def test_the_ids_of_a_batch_are_those_of_its_records(keys: list[bytes | None]) -> None:
+    """Or it is said that they must be looked at one by one, which is so where one is bad."""
+    found = plain_ids(keys)
+    if found is not None:
+        assert found == [request_id(key, "t", 0, 0, require_id=True) for key in keys]
+    if keys and all(key == b"plain" for key in keys):
+        assert found == ["plain"] * len(keys)
 
 
 @pytest.mark.parametrize("bad", [bad for bad in CORPUS if "key" in bad], ids=lambda bad: bad["name"])

@@ -1,8 +1,14 @@
 """Outcomes: however an app writes a label, the schema's own comes out."""
 
-import pytest
+from collections.abc import Callable
 
-from tidemill.core.outcomes import decode_outcome, label_numbers
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill.core import outcomes
+from tidemill.core.outcomes import OutcomeDecoder, decode_outcome, label_numbers
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord, ConfigError
 from tidemill.messages import Label, Outcome
@@ -117,3 +123,69 @@ def test_classes_that_look_the_same_are_refused() -> None:
     """No outcome could tell 1 from "1"."""
     with pytest.raises(ConfigError, match="same text"):
         label_numbers(Schema((), "y", "binary", (1, "1")), [1])
+
+
+def _told(decode: Callable[[bytes], Outcome], value: bytes) -> object:
+    """What comes of a value: the outcome with its label's type, or the reason why there is none."""
+    try:
+        outcome = decode(value)
+    except BadRecord as error:
+        return error.reason, error.field
+    return outcome, type(outcome.outcome)
+
+
+KEYS = ["outcome", "income", "time", "other", "out\\u0063ome", "", "ö", "a:b", "outcome "]
+TOKENS = [*("1", "1.0", "-0", "0", "true", "false", "null", '"1"', '"true"', '"<=50K"', '">50K"', '"rich"', '"2.5"', "2.50")]
+TOKENS += [
+    *("12.5", '"12.5"', "1e3", "1E999", "NaN", "9007199254740993", "01", "7", "1767323045006", "1234567890123456", "-5")
+]
+TOKENS += [*('"1767323045006"', '"2026-01-02T03:04:05.006Z"', '"2026-01-02"', "[1]", '{"outcome":1}', '"a:b"', '"\\u0000"')]
+TOKENS += [*('"', "", "tru", '"\x01"', '"ö"', '"\\""')]
+FIELDS = st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(TOKENS)), max_size=4)
+ENDS = st.sampled_from(
+    [(b"{", b"}"), (b" {\n", b"} "), (b"[{", b"}]"), (b"{", b"} x"), (b"\xef\xbb\xbf{", b"}"), (b"", b"")]
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    schema=st.sampled_from([TEXTS, NUMBERS, BOOLEANS, DIGITS, VALUES]),
+    fields=FIELDS,
+    ends=ENDS,
+    colon=st.sampled_from(":::::,"),
+)
+def test_the_fast_way_tells_the_same(
+    schema: Schema, fields: list[tuple[str, str]], ends: tuple[bytes, bytes], colon: str
+) -> None:
+    """Of whatever bytes: the same outcome, or the same reason. Also of bytes that it has met before."""
+    schema = msgspec.structs.replace(schema, target="income")
+    decoder = OutcomeDecoder(schema)
+    value = ", ".join(f'"{key}"{colon} {token}' for key, token in fields).encode().join(ends)
+    slow = _told(lambda value: decode_outcome(b"a", value, schema), value)
+    for _ in range(2):
+        assert _told(lambda value: decoder.decode(b"a", value), value) == slow
+
+
+@pytest.mark.parametrize("target", ["outcome", "time"])
+def test_a_target_may_have_a_name_that_means_something_else(target: str) -> None:
+    """It is read as ever."""
+    schema = Schema((), target, "binary", (0, 1))
+    for value in (b'{"outcome": 1}', b'{"outcome": null, "time": 1}', b'{"time": 1}', b"{}"):
+        slow = _told(lambda value: decode_outcome(b"a", value, schema), value)
+        assert _told(lambda value: OutcomeDecoder(schema).decode(b"a", value), value) == slow
+
+
+def test_the_fast_way_keeps_a_bounded_number_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a regression every label may be another."""
+    monkeypatch.setattr(outcomes, "LABELS_MAX", 10)
+    decoder = OutcomeDecoder(VALUES)
+    for number in range(100):
+        assert decoder.decode(b"a", b'{"outcome": %d}' % number) == Outcome(float(number))
+        assert max(len(decoder._labels), len(decoder._known)) <= 10
+
+
+def test_the_fast_way_looks_at_the_id() -> None:
+    """As the slow one does."""
+    with pytest.raises(BadRecord, match="missing_id"):
+        OutcomeDecoder(NUMBERS).decode(None, b'{"outcome": 1}')
+    assert OutcomeDecoder(NUMBERS).decode(None, b'{"outcome": 1}', (("ce_subject", b"a"),)) == Outcome(1)

@@ -22,8 +22,8 @@ RequestRow = tuple[str, int, int, int, int, bytes | None]
 """id, partition, offset, log time, event time, features. Without features it can no longer become an observation."""
 PredictionRow = tuple[str, int, Any]
 """id, log time, answer: whatever the observation is to hold of it."""
-OutcomeRow = tuple[str, int, str, int | None]
-"""id, log time, the label as JSON, the time at which it became true."""
+OutcomeRow = tuple[str, int, Any, int | None]
+"""id, log time, the label (equal where it says the same), the time at which it became true."""
 
 
 class Observation(Struct, frozen=True, gc=False):
@@ -33,7 +33,7 @@ class Observation(Struct, frozen=True, gc=False):
     partition: int
     offset: int
     features: bytes
-    outcome: str
+    outcome: Any
     event_at: int
     requested_at: int
     outcome_at: int
@@ -74,7 +74,7 @@ class _Opening:
         _, self.partition, self.offset, self.time, self.event_at, self.features = row
         self.last = self.time
         self.answer: Any = None
-        self.outcome: str | None = None
+        self.outcome: Any = None
         self.outcome_at = 0
         self.following: _Opening | None = None
 
@@ -101,6 +101,10 @@ class Joiner:
     def early_outcomes(self) -> int:
         """Outcomes that wait for a request."""
         return sum(map(len, self._outcomes.values()))
+
+    def knows(self, id: str) -> bool:
+        """Whether rows of this id are kept."""
+        return id in self._openings or id in self._predictions or id in self._outcomes
 
     def feed_requests(self, rows: Iterator[RequestRow], room: int) -> list[Observation]:
         """Take requests; those without features only stand in the way of later ones with the same id."""

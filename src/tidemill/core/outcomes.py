@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, Raw
 from numpy.typing import NDArray
 
 from tidemill.core.decoding import Headers, check_content, outcome_id, outcome_time, parse_time
@@ -19,6 +21,9 @@ from tidemill.errors import BadRecord, ConfigError
 from tidemill.messages import Label, Outcome
 
 OUTCOME_BYTES_MAX = 65_536
+LABELS_MAX = 10_000
+"""Texts of labels whose meaning is kept; of a regression each may be another."""
+_NOTHING = (None, b"null")
 _SAME = {"true": "1", "1": "true", "false": "0", "0": "false"}
 
 
@@ -39,6 +44,72 @@ def decode_outcome(key: bytes | None, value: bytes, schema: Schema, headers: Hea
         raise BadRecord("missing_outcome", "outcome", f"neither 'outcome' nor {schema.target!r} has a value")
     time = _time(fields.get("time"))
     return Outcome(label_of(label, schema), outcome_time(headers) if time is None else time)
+
+
+class OutcomeDecoder:
+    """``decode_outcome`` for many: what is plainly good is read by a typed parse, all else by the slow, exact one."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        fields = {name: f"field{number}" for number, name in enumerate(dict.fromkeys(("outcome", "time", schema.target)))}
+        row = msgspec.defstruct(
+            "Row", [(field, Raw, UNSET) for field in fields.values()], rename={f: n for n, f in fields.items()}, gc=False
+        )
+        self._decode = msgspec.json.Decoder(row).decode
+        self._target = list(fields).index(schema.target)
+        self._labels: dict[bytes, Label] = {}
+        self._known: dict[bytes, Outcome] = {}
+
+    def decode(self, key: bytes | None, value: bytes, headers: Headers = ()) -> Outcome:
+        """See ``decode_outcome``."""
+        plain = None if headers else self.plain(value)
+        if plain is None:
+            return decode_outcome(key, value, self._schema, headers)
+        outcome_id(key)
+        return plain
+
+    def plain(self, value: bytes) -> Outcome | None:
+        """The outcome in a value without headers; None where its bytes do not rule out that something is wrong."""
+        found = self._known.get(value)
+        if found is None:
+            found = self._parse(value)
+            if found is not None and found.time is None:
+                _keep(self._known, value, found)
+        return found
+
+    def _parse(self, value: bytes) -> Outcome | None:
+        # In ASCII without escapes, with one brace and no more colons than the known fields have, no key is there twice.
+        if not value.isascii() or b"\\" in value or value.count(b"{") != 1 or len(value) > OUTCOME_BYTES_MAX:
+            return None
+        try:
+            tokens = [None if raw is UNSET else bytes(raw) for raw in msgspec.structs.astuple(self._decode(value))]
+        except (ValueError, RecursionError):
+            return None
+        if value.count(b":") != sum(1 + token.count(b":") for token in tokens if token is not None):
+            return None
+        token, time = tokens[self._target] if tokens[0] in _NOTHING else tokens[0], tokens[1]
+        label = None if token is None else self._label(token)
+        if label is None:
+            return None
+        if time is None or time == b"null":
+            return Outcome(label)
+        return Outcome(label, int(time)) if time.isdigit() and len(time) <= 15 else None
+
+    def _label(self, token: bytes) -> Label | None:
+        label = self._labels.get(token)
+        if label is None:
+            try:
+                label = label_of(parse_object(b'{"outcome":%s}' % token, OUTCOME_BYTES_MAX)[0][1], self._schema)
+            except BadRecord:
+                return None
+            _keep(self._labels, token, label)
+        return label
+
+
+def _keep(cache: dict[bytes, Any], key: bytes, value: Any) -> None:
+    if len(cache) >= LABELS_MAX:
+        cache.clear()
+    cache[key] = value
 
 
 def label_of(value: Any, schema: Schema) -> Label:

@@ -33,6 +33,11 @@ class Quality:
         self._numbers = {msgspec.json.encode(label).decode(): float(i) for i, label in enumerate(schema.classes)}
         self._windows: dict[int, deque[tuple[float, Sequence[float]]]] = {}
 
+    @property
+    def labels(self) -> list[str]:
+        """The outcomes that count, as the observations have them; none for a regression, where any number does."""
+        return list(self._numbers)
+
     def add(self, version: int, outcome: str, scores: Sequence[float]) -> None:
         """One observation, in the order of their numbers. Those without scores, or whose label the schema does not know
         (it was another's), do not count.

@@ -9,40 +9,46 @@ sent after it. Killed between the two, it finds at its start that the topic lack
 """
 
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 import structlog
+from numpy.typing import NDArray
 
 from tidemill import settings
 from tidemill.clock import Clock
-from tidemill.core.answers import scores_of
-from tidemill.core.joining import Counters, Joiner, Observation
+from tidemill.core.inspection import category_text
+from tidemill.core.joining import Counters
 from tidemill.core.metrics import Metric
 from tidemill.core.quality import WINDOW_ROWS, Quality
 from tidemill.core.retraining import boundary, due, first
 from tidemill.core.schema import Schema
 from tidemill.errors import Unavailable
 from tidemill.failpoints import failpoint
-from tidemill.lake import COLUMNS, Lake, TableName
+from tidemill.lake import COLUMNS, Lake, before
 from tidemill.log.base import Log, Message
 from tidemill.messages import Event, Prediction, Retrain, Topics, to_bytes
+from tidemill.roles.joined import OBSERVED, ColumnJoiner
 from tidemill.roles.promotion import read_slots
 from tidemill.roles.reading import decided_commands, read_messages
 from tidemill.roles.recorder import application
-from tidemill.roles.tail import Tail, chunks
+from tidemill.roles.tail import Feed, Tail, next_rows
 
 logger = structlog.get_logger()
 
 ROLE = "monitor"
-TABLES: tuple[TableName, ...] = ("requests", "predictions", "outcomes")
+TABLES: tuple[Feed, ...] = ("requests", "predictions", "outcomes")
 
 CHUNK_ROWS = 20_000
 """Rows of a partition that are read at a time: some 20 MB of requests."""
 COMMIT_ROWS = 10_000
 """Observations in a commit at most, where no bucket ends before."""
+NO_LIMIT = 1 << 40
+OBSERVED_ROWS = 1_000_000
+"""Observations that a start looks at in one piece: only their places or scores."""
+SCORED = ("version", "outcome", "scores")
 EVENT_SECONDS = 2.0
 FORGET_SECONDS = 60.0
 SLACK_MS = 3_600_000
@@ -51,7 +57,8 @@ SLACK_MS = 3_600_000
 _POLL_SECONDS = 0.2  # looking for new commits costs 20 microseconds a table
 _PAUSE_SECONDS = 1.0
 
-_decode_prediction = msgspec.json.Decoder(Prediction).decode
+Marked = tuple[int, NDArray[np.bool_]]
+_decode = msgspec.json.Decoder(Prediction).decode
 
 
 class Monitor:
@@ -75,6 +82,8 @@ class Monitor:
         self._every = retrain.every
         self._wait_ms = round(labels.wait_hours * 3_600_000)
         self._metric = metric
+        self._labels = [category_text(label) for label in schema.classes]
+        self._wide = len(self._labels) if schema.task == "multiclass" else 1
         self._clock = clock
         self._began = False
 
@@ -107,9 +116,9 @@ class Monitor:
 
     def start(self) -> None:
         """Take up where the observations table stands, and send the commands that are missing."""
-        self._joiner = Joiner(self._wait_ms)
+        self._joiner = ColumnJoiner(self._wait_ms, self._lake.folder(), self._wide)
         self._observed = self._lake.count("observations")
-        self._made: list[Observation] = []
+        self._made: list[pl.DataFrame] = []
         self._tails = {table: self._tail(table) for table in TABLES}
         self._written: dict[str, int] = {}
         self._restore_joiner()
@@ -125,7 +134,7 @@ class Monitor:
         """Join what is new; False where there was nothing."""
         worked = False
         for tail in self._tails.values():
-            rows = tail.read(CHUNK_ROWS)
+            rows = None if self._ahead(tail) else tail.read(CHUNK_ROWS)
             if rows is not None:
                 self._join(tail, rows)
                 worked = True
@@ -135,11 +144,17 @@ class Monitor:
             self._joiner.forget(self._settled())
         return worked
 
+    def _ahead(self, tail: Tail) -> bool:
+        """Whether what comes next is younger than requests that were not read yet: it would wait for them in vain."""
+        requests = self._tails["requests"]
+        return tail.newest_ms > requests.newest_ms and not requests.ended()
+
     def report(self, at_once: bool = False) -> None:
         """Say what has changed, every two seconds at most."""
         if not at_once and self._clock.monotonic() < self._report_at:
             return
         self._report_at = self._clock.monotonic() + EVENT_SECONDS
+        self._measure()
         facts: dict[str, dict[str, Any]] = {
             f"quality_measured {one.version}": {**msgspec.structs.asdict(one), "metric": self._metric.name}
             for one in self._quality.measured()
@@ -161,74 +176,70 @@ class Monitor:
 
     def _join(self, tail: Tail, rows: pl.DataFrame) -> None:
         """Feed the rows, with a commit wherever a bucket ends."""
-        feed, left = self._feed(tail.table), self._tuples(tail.table, rows)
         done = 0
-        while done < rows.height:
-            room = min(boundary(self._observed, self._every) - self._observed, COMMIT_ROWS) - len(self._made)
-            self._made += feed(left, room)
-            taken = rows.height - left.__length_hint__() - done
+        for found, taken in self._joiner.feed(tail.table, self._fields(tail.table, rows), self._room):
+            self._made.append(found)
             tail.advance(rows.slice(done, taken))
             done += taken
-            if len(self._made) >= COMMIT_ROWS or self._observed + len(self._made) == boundary(self._observed, self._every):
+            if not self._room():
                 self._commit()
 
-    def _feed(self, table: TableName) -> Callable[[Iterator[Any], int], list[Observation]]:
-        feed: Callable[[Iterator[Any], int], list[Observation]] = getattr(self._joiner, f"feed_{table}")
-        return feed
+    def _room(self) -> int:
+        """Observations that the commit still takes."""
+        return min(boundary(self._observed, self._every) - self._observed, COMMIT_ROWS) - sum(map(len, self._made))
 
-    def _tuples(self, table: TableName, rows: pl.DataFrame) -> Any:
-        """An iterator over the joiner's rows that knows how many are left."""
-        if table == "requests":
-            return iter(rows.select("request_id", "partition", "offset", "time_ms", "event_at", "value").rows())
-        if table == "outcomes":
-            return iter(rows.select("request_id", "time_ms", "outcome", "outcome_at").rows())
-        answers = map(self._answer, rows["value"])
-        return iter(list(zip(rows["request_id"], rows["time_ms"], answers, strict=True)))
+    def _fields(self, table: Feed, rows: pl.DataFrame) -> pl.DataFrame:
+        """What the joiner takes."""
+        if table != "predictions":
+            return rows
+        return rows.select("request_id", "time_ms", "version", "bundle", scores=pl.Series(self._scores(rows["value"])))
 
-    def _answer(self, value: bytes) -> tuple[int, str, list[float]]:
-        """Version, bundle and scores; no scores where the answer is to another schema's task."""
-        prediction = _decode_prediction(value)
-        try:
-            return prediction.version, prediction.bundle, scores_of(prediction, self._schema)
-        except (ValueError, KeyError):
-            return prediction.version, prediction.bundle, []
+    def _scores(self, answers: pl.Series) -> NDArray[np.float64]:
+        """A row of scores for each answer; NaN where it is to another schema's task."""
+        found: list[Any]
+        if self._schema.task == "multiclass":
+            found = [self._probabilities(answer) for answer in answers.to_list()]
+        elif self._schema.task == "binary":
+            found = [_decode(answer).probability for answer in answers.to_list()]
+        else:
+            found = [_decode(answer).value for answer in answers.to_list()]
+        return np.array(found, dtype=np.float64).reshape(len(found), self._wide)
+
+    def _probabilities(self, answer: bytes) -> list[float | None]:
+        said = _decode(answer).probabilities or {}
+        scores = [said.get(label) for label in self._labels]
+        return [None] * self._wide if None in scores else scores
 
     def _commit(self) -> None:
         """Write the observations made, with what was read and counted up to the last; then the command, if one is due."""
-        if not self._made:
+        frame = pl.concat([pl.DataFrame(schema=OBSERVED), *self._made])
+        self._made = []
+        if not frame.height:
             return
         marks = self._marks()
         changed = {app: at for app, at in marks.items() if at > self._written.get(app, 0)}
-        self._lake.append("observations", self._frame(), changed)
+        numbers = pl.int_range(self._observed, self._observed + frame.height, dtype=pl.Int64, eager=True).alias("number")
+        self._lake.append("observations", frame.insert_column(0, numbers), changed)
         failpoint("monitor.appended")
         self._written = marks
-        self._observed += len(self._made)
-        for one in self._made:
-            self._quality.add(one.answer[0], one.outcome, one.answer[2])
-        self._made = []
+        self._observed += frame.height
+        self._unmeasured.append(frame.select(SCORED))
         self._send(due(self._observed, self._every, self._sent, self._clock.now_ms()))
         try:
             self._lake.maintain("observations")
         except Unavailable as error:
             logger.warning("maintenance_postponed", table="observations", error=str(error))
 
-    def _frame(self) -> pl.DataFrame:
-        rows = [
-            (
-                number,
-                one.request_id,
-                one.partition,
-                one.offset,
-                one.features,
-                one.outcome,
-                one.event_at,
-                one.requested_at,
-                one.outcome_at,
-                *one.answer,
-            )
-            for number, one in enumerate(self._made, self._observed)
-        ]
-        return pl.DataFrame(rows, schema=COLUMNS["observations"], orient="row")
+    def _measure(self) -> None:
+        """Of what was observed since the last time, the newest of each version that count."""
+        if not self._unmeasured:
+            return
+        labels = self._quality.labels
+        counted = (pl.col("scores").list.len() > 0) & (pl.col("outcome").is_in(labels) if labels else True)
+        newest = pl.concat(self._unmeasured).filter(counted).group_by("version", maintain_order=True).tail(WINDOW_ROWS)
+        for row in newest.select(*SCORED).iter_rows():
+            self._quality.add(*row)
+        self._unmeasured.clear()
 
     def _send_first(self) -> None:
         """Where nothing serves. A first model that failed is asked for again, once a process: whoever started it may have
@@ -259,43 +270,60 @@ class Monitor:
         counted = msgspec.structs.asdict(self._joiner.counters)
         return read | {f"{ROLE}:counted:{name}": count for name, count in counted.items()}
 
-    def _tail(self, table: TableName) -> Tail:
+    def _tail(self, table: Feed) -> Tail:
         topic = getattr(self._topics, table)
         partitions = self._log.bounds(topic)
         stored = {p: self._lake.position("observations", f"{ROLE}:{table}:{p}") for p in partitions}
         return Tail(self._lake, table, {partition: at for partition, at in stored.items() if at is not None})
 
     def _restore_joiner(self) -> None:
-        """Read again what can still matter of the rows before the positions: three waits, as ``core/joining.py`` has it."""
+        """Read again what can still matter of the rows before the positions: two waits, for what is to come may belong to
+        their requests, or be too late for them, and the two before, which tell whether one of those repeats another.
+        """
         counted = {name: f"{ROLE}:counted:{name}" for name in Counters.__struct_fields__}
         stored = self._lake.positions("observations", counted.values())
         for tail in self._tails.values():
-            newest = self._lake.read(_before(self._lake.scan(tail.table), tail.positions).select(pl.col("time_ms").max()))
-            tail.newest_ms = newest.item() or 0
-        since = min(tail.newest_ms for tail in self._tails.values()) - SLACK_MS - 3 * self._wait_ms
+            old = self._lake.scan(tail.table, until=tail.positions).select(pl.col("time_ms").max())
+            tail.newest_ms = self._lake.read(old).item() or 0
+        since = min(tail.newest_ms for tail in self._tails.values()) - SLACK_MS - 4 * self._wait_ms
+        observed = self._observed_requests(since)
         for tail in self._tails.values():
-            self._feed_again(tail, since)
+            self._feed_again(tail, since, observed)
         self._joiner.forget(self._settled())
         self._joiner.counters = Counters(**{name: stored.get(app, 0) for name, app in counted.items()})
         self._written = self._marks()
 
-    def _feed_again(self, tail: Tail, since_ms: int) -> None:
-        rows = _before(self._lake.scan(tail.table), tail.positions).filter(pl.col("time_ms") >= since_ms)
-        starts = dict(self._lake.read(rows.group_by("partition").agg(pl.col("offset").min())).iter_rows())
-        done = self._lake.read(
-            self._lake.scan("observations")
-            .filter(pl.col("requested_at") >= since_ms)
-            .select(pl.col("request_partition").alias("partition"), pl.col("request_offset").alias("offset"), done=True)
-        )
-        for chunk in chunks(self._lake, tail.table, tail.positions | starts, CHUNK_ROWS):
-            old = _before(chunk.lazy(), tail.positions).collect()
-            if not old.height:
+    def _feed_again(self, tail: Tail, since_ms: int, observed: dict[int, Marked]) -> None:
+        rows = self._lake.scan(tail.table, until=tail.positions).filter(pl.col("time_ms") >= since_ms)
+        at = dict(self._lake.read(rows.group_by("partition").agg(pl.col("offset").min())).iter_rows())
+        at = {partition: at.get(partition, position) for partition, position in tail.positions.items()}
+        while any(at[partition] < position for partition, position in tail.positions.items()):
+            chunk = next_rows(self._lake, tail.table, at, CHUNK_ROWS).filter(before(tail.positions))
+            if not chunk.height:
                 break
-            if tail.table == "requests":  # the features of those that are observed would only fill memory
-                old = old.join(done, on=["partition", "offset"], how="left", maintain_order="left").with_columns(
-                    value=pl.when(pl.col("done").is_null()).then("value")
-                )
-            self._feed(tail.table)(self._tuples(tail.table, old), -1)
+            at |= {
+                partition: offset + 1
+                for partition, offset in chunk.group_by("partition").agg(pl.col("offset").max()).iter_rows()
+            }
+            if tail.table == "requests":  # the features of those that are observed would only fill the disk
+                chunk = chunk.with_columns(value=pl.when(~pl.Series(_marks_of(chunk, observed))).then("value"))
+            for _ in self._joiner.feed(tail.table, self._fields(tail.table, chunk), lambda: NO_LIMIT):
+                pass
+
+    def _observed_requests(self, since_ms: int) -> dict[int, Marked]:
+        """By partition: the lowest offset, and from there on whether the request is observed."""
+        rows = self._lake.scan("observations").filter(pl.col("requested_at") >= since_ms)
+        offset = pl.col("request_offset")
+        spans = self._lake.read(rows.group_by("request_partition").agg(low=offset.min(), high=offset.max()))
+        marked = {partition: (low, np.zeros(high + 1 - low, dtype=np.bool_)) for partition, low, high in spans.iter_rows()}
+        for start in range(0, self._observed, OBSERVED_ROWS):
+            some = rows.filter(pl.col("number").is_between(start, start + OBSERVED_ROWS, closed="left"))
+            for (partition,), part in self._lake.read(some.select("request_partition", "request_offset")).group_by(
+                "request_partition"
+            ):
+                low, marks = marked[partition]
+                marks[part["request_offset"].to_numpy() - low] = True
+        return marked
 
     def _settled(self) -> int:
         """The log time before which no row that is still to be joined can be. A topic of which everything was recorded and
@@ -315,21 +343,24 @@ class Monitor:
         )
 
     def _restore_quality(self) -> None:
+        """From the newest on, for it is not known how far back a version's observations are."""
         self._quality = Quality(self._metric, self._schema)
-        newest = (
-            self._lake.scan("observations")
-            .select("number", "version", "outcome", "scores")
-            .filter(pl.col("number").rank("ordinal", descending=True).over("version") <= WINDOW_ROWS)
-        )
-        for _, version, outcome, scores in self._lake.read(newest.sort("number")).iter_rows():
-            self._quality.add(version, outcome, scores)
+        newest = pl.DataFrame(schema={name: COLUMNS["observations"][name] for name in SCORED})
+        for start in range(self._observed // OBSERVED_ROWS * OBSERVED_ROWS, -1, -OBSERVED_ROWS):
+            some = self._lake.scan("observations").filter(
+                pl.col("number").is_between(start, start + OBSERVED_ROWS, closed="left")
+            )
+            rows = self._lake.read(some.select("number", *SCORED)).sort("number").select(SCORED)
+            newest = pl.concat([rows, newest]).group_by("version", maintain_order=True).tail(WINDOW_ROWS).select(SCORED)
+        self._unmeasured = [newest]
+        self._measure()
 
 
-def _before(rows: pl.LazyFrame, positions: dict[int, int]) -> pl.LazyFrame:
-    """The rows that stand before the positions; none of other partitions."""
-    return rows.filter(
-        pl.any_horizontal(
-            pl.lit(False),
-            *((pl.col("partition") == partition) & (pl.col("offset") < at) for partition, at in positions.items()),
-        )
-    )
+def _marks_of(requests: pl.DataFrame, observed: dict[int, Marked]) -> NDArray[np.bool_]:
+    """Which of the requests are observed."""
+    found = np.zeros(requests.height, dtype=np.bool_)
+    partitions, offsets = requests["partition"].to_numpy(), requests["offset"].to_numpy()
+    for partition, (low, marks) in observed.items():
+        rows = np.flatnonzero((partitions == partition) & (offsets >= low) & (offsets < low + len(marks)))
+        found[rows] = marks[offsets[rows] - low]
+    return found

@@ -24,7 +24,7 @@ from msgspec import Struct
 from tidemill.bundles import Bundle, gives
 from tidemill.clock import Clock
 from tidemill.core.answers import Answerer, Answers
-from tidemill.core.decoding import Decoder, check_content, deadline, event_time, request_id
+from tidemill.core.decoding import Decoder, check_content, deadline, event_time, plain_ids, request_id
 from tidemill.core.versions import Slots
 from tidemill.errors import BadRecord, Broken, TidemillError, Unavailable, UnknownModel
 from tidemill.learners.base import Model
@@ -387,7 +387,8 @@ class Predictor:
         assert serving is not None, "the loop starts with a model"  # noqa: S101
         refused: list[Refused] = []
         asked = self._asked(batch, refused)
-        answers = serving.answerer.answer([batch.values[request.row] for request in asked])
+        values = batch.values if len(asked) == len(batch) else [batch.values[request.row] for request in asked]
+        answers = serving.answerer.answer(values)
         now = self._clock.now_ms()
         refused += [Refused(asked[place].row, asked[place].id, error) for place, error in answers.bad]
         answered = [asked[place] for place in answers.rows]
@@ -400,6 +401,8 @@ class Predictor:
 
     def _asked(self, batch: Batch, refused: list[Refused]) -> list[Asked]:
         """The requests whose envelope is good and whose deadline has not passed; the others go to ``refused``."""
+        if not any(batch.headers) and (names := plain_ids(batch.keys)) is not None:
+            return list(map(Asked, range(len(batch)), names, batch.times_ms))
         now, require_id = self._clock.now_ms(), self._settings.require_id
         places = zip(batch.keys, batch.topics, batch.partitions, batch.offsets, strict=True)
         asked = []

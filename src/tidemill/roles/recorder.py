@@ -13,7 +13,9 @@ that the group had passed are not sent a second time.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -21,13 +23,13 @@ import structlog
 
 from tidemill import settings
 from tidemill.clock import Clock
-from tidemill.core.decoding import event_time, outcome_id, request_id_or_place
-from tidemill.core.outcomes import decode_outcome
+from tidemill.core.decoding import ID_BYTES_MAX, event_time, outcome_id, request_id_or_place
+from tidemill.core.outcomes import OutcomeDecoder
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord, Broken, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.lake import COLUMNS, Lake, TableName
-from tidemill.log.base import Batch, Log, Message, Reader, Record
+from tidemill.log.base import Batch, Headers, Log, Message, Reader, Record
 from tidemill.messages import Prediction, Topics
 from tidemill.roles.dead_letters import dead_letter
 
@@ -36,9 +38,20 @@ logger = structlog.get_logger()
 GROUP = "recorder"
 TABLES: tuple[TableName, ...] = ("requests", "predictions", "outcomes", "dead_letters")
 
+BEHIND = 10
+"""While more waits in the log, so many times ``flush_rows`` are written at once ..."""
+BEHIND_BYTES = 32 << 20
+"""... or as many records as have so many bytes."""
+
 _PATIENCE_SECONDS = 0.25  # how late a stop may be noticed
 _PAUSE_SECONDS = 1.0  # between two tries while the lake or the log is away
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
+_encode = msgspec.json.Encoder().encode
+
+Bad = list[tuple[Record, BadRecord]]
+Columns = dict[str, Sequence[Any]]
+Read = tuple[Batch, Columns, Bad]
+"""The good records of a batch of one topic, what their table holds of them besides their places, and the bad ones."""
 
 
 def application(topic: str, partition: int) -> str:
@@ -52,16 +65,16 @@ class Recorder:
     def __init__(self, log: Log, topics: Topics, lake: Lake, schema: Schema, settings: settings.Lake, clock: Clock) -> None:
         self._log = log
         self._lake = lake
-        self._schema = schema
+        self._outcomes = OutcomeDecoder(schema)
         self._settings = settings
         self._clock = clock
         self._dead_letters = topics.dead_letters
         self._tables: dict[str, TableName] = {getattr(topics, table): table for table in TABLES}
-        self._rows_of: dict[TableName, Callable[[Record], tuple[object, ...]]] = {
-            "requests": _request_row,
-            "predictions": _prediction_row,
-            "outcomes": self._outcome_row,
-            "dead_letters": _dead_letter_row,
+        self._read: dict[TableName, Callable[[Batch], Read]] = {
+            "requests": _requests,
+            "predictions": _predictions,
+            "outcomes": self._read_outcomes,
+            "dead_letters": _dead_letters,
         }
 
     def run(self, stop: threading.Event) -> None:
@@ -85,8 +98,10 @@ class Recorder:
         try:
             self._align(reader)
             while not stop.is_set():
-                self._take(reader.poll(self._settings.flush_rows - self._polled, self._patience()))
-                if self._due():
+                room = self._settings.flush_rows - self._polled % self._settings.flush_rows
+                batch = reader.poll(room, self._patience())
+                self._take(batch)
+                if self._due(behind=len(batch) == room):
                     self._flush(reader)
             if self._polled:
                 self._flush(reader)
@@ -124,29 +139,34 @@ class Recorder:
         if not self._polled:
             self._oldest = self._clock.monotonic()
         self._polled += len(batch)
+        self._bytes += sum(map(len, batch.values))
         self._next.update(batch.positions)
-        for record in batch.records():
-            place = (record.topic, record.partition)
-            recorded = record.offset < self._stored.get(place, 0)
-            passed = record.offset < self._passed.get(place, 0)
-            if recorded and passed:
-                continue
-            table = self._tables[record.topic]
-            try:
-                row = self._rows_of[table](record)
-            except BadRecord as error:
-                if not passed:
+        for part in _by_topic(batch):
+            table = self._tables[part.topics[0]]
+            good, columns, bad = self._read[table](part)
+            if len(good):
+                self._frames[table].append(self._new(table, good, columns))
+            for record, error in bad:
+                if record.offset >= self._passed.get((record.topic, record.partition), 0):
                     about = _known_id(record) if table == "outcomes" else ""
                     self._letters.append(dead_letter(self._dead_letters, record, error, GROUP, about))
-                continue
-            if not recorded:
-                self._rows[table].append(row)
+
+    def _new(self, table: TableName, good: Batch, columns: Columns) -> pl.DataFrame:
+        """The rows that the table does not have."""
+        places = {"partition": good.partitions, "offset": good.offsets, "time_ms": good.times_ms}
+        kinds = COLUMNS[table]
+        frame = pl.DataFrame([pl.Series(name, (places | columns)[name], kind) for name, kind in kinds.items()])
+        for partition in set(good.partitions):
+            stored = self._stored.get((good.topics[0], partition), 0)
+            if good.offsets[good.partitions.index(partition)] < stored:
+                frame = frame.filter((pl.col("partition") != partition) | (pl.col("offset") >= stored))
+        return frame
 
     def _flush(self, reader: Reader) -> None:
         for table in TABLES:
             places = {p: at for p, at in self._next.items() if self._tables[p[0]] == table and at > self._stored.get(p, 0)}
             if places:
-                frame = pl.DataFrame(self._rows[table], schema=COLUMNS[table], orient="row")
+                frame = pl.concat([pl.DataFrame(schema=COLUMNS[table]), *self._frames[table]])
                 self._lake.append(table, frame, {application(*place): at for place, at in places.items()})
                 self._stored.update(places)
                 failpoint("recorder.appended")
@@ -163,14 +183,17 @@ class Recorder:
             logger.warning("maintenance_postponed", table=table, error=str(error))
 
     def _empty(self) -> None:
-        self._polled = 0
+        self._polled = self._bytes = 0
         self._oldest = 0.0
         self._next: dict[tuple[str, int], int] = {}
         self._letters: list[Message] = []
-        self._rows: dict[TableName, list[tuple[object, ...]]] = {table: [] for table in TABLES}
+        self._frames: dict[TableName, list[pl.DataFrame]] = {table: [] for table in TABLES}
 
-    def _due(self) -> bool:
-        return self._polled >= self._settings.flush_rows or (self._polled > 0 and self._left() <= 0)
+    def _due(self, behind: bool) -> bool:
+        """Whoever is behind writes more at a time: a commit costs as much as 2,000 rows."""
+        full = self._polled >= self._settings.flush_rows
+        large = self._polled >= BEHIND * self._settings.flush_rows or self._bytes >= BEHIND_BYTES
+        return (full and (large or not behind)) or (self._polled > 0 and self._left() <= 0)
 
     def _left(self) -> float:
         return self._oldest + self._settings.flush_seconds - self._clock.monotonic()
@@ -178,11 +201,66 @@ class Recorder:
     def _patience(self) -> float:
         return max(0.0, min(_PATIENCE_SECONDS, self._left())) if self._polled else _PATIENCE_SECONDS
 
-    def _outcome_row(self, record: Record) -> tuple[object, ...]:
-        outcome = decode_outcome(record.key, record.value, self._schema, record.headers)
-        label = msgspec.json.encode(outcome.outcome).decode()
-        name = outcome_id(record.key, record.headers)
-        return (name, record.partition, record.offset, record.time_ms, label, outcome.time)
+    def _read_outcomes(self, part: Batch) -> Read:
+        good, ids, bad = part, _plain_ids(part), Bad()
+        found: list[Any] = list(map(self._outcomes.plain, part.values)) if ids else [None]
+        if not ids or None in found:
+            good, found, bad = _each(part, lambda one: self._outcomes.decode(one.key, one.value, one.headers))
+            ids = [outcome_id(*of) for of in zip(good.keys, good.headers, strict=True)]
+        labels = [_encode(one.outcome).decode() for one in found]
+        return good, {"request_id": ids, "outcome": labels, "outcome_at": [one.time for one in found]}, bad
+
+
+def _by_topic(batch: Batch) -> Iterator[Batch]:
+    """The batch in parts of one topic each."""
+    for topic in dict.fromkeys(batch.topics):
+        count, first = batch.topics.count(topic), batch.topics.index(topic)
+        if count == len(batch):
+            yield batch
+        elif batch.topics[first : first + count].count(topic) == count:
+            yield _batch(column[first : first + count] for column in _columns(batch))
+        else:
+            yield _those(batch, [one == topic for one in batch.topics])
+
+
+def _columns(batch: Batch) -> tuple[list[Any], ...]:
+    return (batch.topics, batch.partitions, batch.offsets, batch.times_ms, batch.keys, batch.values, batch.headers)
+
+
+def _those(batch: Batch, chosen: Sequence[bool]) -> Batch:
+    return _batch(list(compress(column, chosen)) for column in _columns(batch))
+
+
+def _batch(columns: Iterable[list[Any]]) -> Batch:
+    topics, partitions, offsets, times, keys, values, headers = columns
+    return Batch(topics, partitions, offsets, times, keys, values, headers, {})
+
+
+def _each(part: Batch, read: Callable[[Record], Any]) -> tuple[Batch, list[Any], Bad]:
+    """Record by record: the good ones, what was read of them, and the bad ones."""
+    found: list[Any] = []
+    bad: Bad = []
+    good = [False] * len(part)
+    for row, record in enumerate(part.records()):
+        try:
+            found.append(read(record))
+            good[row] = True
+        except BadRecord as error:
+            bad.append((record, error))
+    return _those(part, good), found, bad
+
+
+def _plain_ids(part: Batch) -> list[str] | None:
+    """The keys' texts where all records have a good one and no headers."""
+    keys = part.keys
+    if None in keys or any(part.headers):
+        return None
+    try:
+        ids = list(map(bytes.decode, keys))  # type: ignore[arg-type]
+    except UnicodeDecodeError:
+        return None
+    sizes = list(map(len, keys))  # type: ignore[arg-type]
+    return ids if min(sizes) > 0 and max(sizes) <= ID_BYTES_MAX and "\0" not in "".join(ids) else None
 
 
 def _known_id(record: Record) -> str:
@@ -193,40 +271,56 @@ def _known_id(record: Record) -> str:
         return ""
 
 
-def _request_row(record: Record) -> tuple[object, ...]:
+def _requests(part: Batch) -> Read:
     """Every request is a fact. One with a bad id or time is kept under its place and the log's time: that it cannot be
     answered is the predictor's to say.
     """
-    id = request_id_or_place(record.key, record.topic, record.partition, record.offset, record.headers)
+    ids, times = _plain_ids(part), part.times_ms
+    if ids is None:
+        places = zip(part.keys, part.topics, part.partitions, part.offsets, part.headers, strict=True)
+        ids = [request_id_or_place(*place) for place in places]
+        times = [_event_time(headers, time) for headers, time in zip(part.headers, part.times_ms, strict=True)]
+    return part, {"request_id": ids, "event_at": times, "value": part.values}, []
+
+
+def _event_time(headers: Headers, default_ms: int) -> int:
     try:
-        event_at = event_time(record.headers, record.time_ms)
+        return event_time(headers, default_ms)
     except BadRecord:
-        event_at = record.time_ms
-    return (id, record.partition, record.offset, record.time_ms, event_at, record.value)
+        return default_ms
 
 
-def _prediction_row(record: Record) -> tuple[object, ...]:
+def _predictions(part: Batch) -> Read:
+    good, bad = part, Bad()
     try:
-        answer = _decode_prediction(record.value)
+        answers = list(map(_decode_prediction, part.values))
+    except (ValueError, RecursionError):
+        good, answers, bad = _each(part, _prediction)
+    columns: Columns = {
+        "request_id": [answer.request_id for answer in answers],
+        "version": [answer.version for answer in answers],
+        "bundle": [answer.bundle for answer in answers],
+        "value": good.values,
+    }
+    return good, columns, bad
+
+
+def _prediction(record: Record) -> Prediction:
+    try:
+        return _decode_prediction(record.value)
     except (ValueError, RecursionError) as error:
         raise BadRecord("not_json", "", str(error)) from error
-    place = (record.partition, record.offset, record.time_ms)
-    return (answer.request_id, *place, answer.version, answer.bundle, record.value)
 
 
-def _dead_letter_row(record: Record) -> tuple[object, ...]:
-    said = {name: value.decode("utf-8", "replace") for name, value in record.headers}
-    return (
-        record.partition,
-        record.offset,
-        record.time_ms,
-        said.get("topic", ""),
-        _number(said.get("partition", ""), 2**31),
-        _number(said.get("offset", ""), 2**63),
-        *(said.get(name, "") for name in ("role", "reason", "field", "detail")),
-        record.key,
-        record.value,
-    )
+def _dead_letters(part: Batch) -> Read:
+    """What their headers say; of two of one name the last counts."""
+    said = [{name: value.decode("utf-8", "replace") for name, value in headers} for headers in part.headers]
+    texts = {name: [one.get(name, "") for one in said] for name in ("topic", "role", "reason", "field", "detail")}
+    places = {
+        "source_partition": [_number(one.get("partition", ""), 2**31) for one in said],
+        "source_offset": [_number(one.get("offset", ""), 2**63) for one in said],
+    }
+    return part, {**texts, **places, "key": part.keys, "value": part.values}, []
 
 
 def _number(text: str, limit: int) -> int | None:
