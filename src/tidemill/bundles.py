@@ -196,6 +196,9 @@ class BundleStore:
             encoder = Encoder.from_bytes(files[ENCODER])
             schema = msgspec.json.decode(files[SCHEMA], type=Schema)
             return Bundle(bundle, manifest, schema, encoder, model, golden, lock)
+        except (ValueError, TypeError, LookupError, msgspec.MsgspecError) as error:
+            os.close(lock)
+            raise BundleRefused(f"bundle {bundle}: its files do not belong together: {error}") from error
         except BaseException:
             os.close(lock)
             raise

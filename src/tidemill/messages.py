@@ -4,13 +4,15 @@ All values are JSON in UTF-8. Times are whole milliseconds since 1970-01-01 UTC 
 default, an unknown one is skipped, a type never changes: old bytes must load for ever (``tests/data``).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Label = str | int | float | bool
 """A class label or a regression value, as JSON has it."""
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""What a table's column can hold; JSON's numbers know no end."""
 
 
 class Prediction(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -20,10 +22,10 @@ class Prediction(Struct, frozen=True, omit_defaults=True, gc=False):
 
     request_id: str
     prediction: Label
-    version: int
+    version: Whole
     bundle: str
-    requested_at: int
-    predicted_at: int
+    requested_at: Whole
+    predicted_at: Whole
     probability: float | None = None
     probabilities: dict[str, float] | None = None
     value: float | None = None

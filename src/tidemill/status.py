@@ -20,7 +20,7 @@ from tidemill.roles.reading import decoded, read_messages
 ANSWERED = "requests_answered"
 SHOWN_EVENTS = (ANSWERED, "observations_joined", "quality_measured")
 """The newest of each is shown."""
-LOADED, REFUSED = "model_swapped", "bundle_refused"
+LOADED, REFUSED, QUICKENED = "model_swapped", "bundle_refused", "engine_swapped"
 """What the predictor says of a bundle that was announced."""
 
 
@@ -150,7 +150,8 @@ def _champion(version: ModelVersion | None, now: int, events: Mapping[str, Event
 
 def _engine(slot: Slot, events: Mapping[str, Event]) -> str:
     """What the predictor named last; it may change while a version serves."""
-    mine: dict[str, tuple[str, object]] = {LOADED: ("bundle", slot.bundle), ANSWERED: ("version", slot.version)}
+    version = ("version", slot.version)
+    mine: dict[str, tuple[str, object]] = {LOADED: ("bundle", slot.bundle), ANSWERED: version, QUICKENED: version}
     told = ""
     for name, event in events.items():
         if name in mine and event.values.get(mine[name][0]) == mine[name][1]:
@@ -166,7 +167,7 @@ def _latest_events(log: Log, topics: Topics) -> dict[str, Event]:
     """The newest of each name, in their order. Only those are decoded: the log can be followed from its ends alone, and
     100,000 events of other names or older ones must not cost more than their reading.
     """
-    starts = {name: f'{{"name":"{name}",'.encode() for name in (*SHOWN_EVENTS, LOADED, REFUSED)}
+    starts = {name: f'{{"name":"{name}",'.encode() for name in (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED)}
     latest: dict[str, Record] = {}
     for records in log.follow(topics.events):
         if not records:

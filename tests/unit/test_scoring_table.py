@@ -167,7 +167,7 @@ def test_a_table_that_would_be_too_large_is_left_to_lightgbm(monkeypatch: pytest
     text, matrix = a_text(), a_matrix()
     assert isinstance(LightGBM().load(text.encode()), TableModel)
     monkeypatch.setattr(lightgbm_table, "TABLE_BYTES_MAX", 1000)
-    with pytest.raises(NotForTable, match="the table would have"):
+    with pytest.raises(NotForTable, match=r"the table would have|knows up to"):
         a_table(text)
     model = LightGBM().load(text.encode())
     assert isinstance(model, LightGBMModel)

@@ -3,9 +3,9 @@
 import shlex
 import shutil
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def declare(commands: Commands) -> None:
         parser.add_argument(option, type=number(int, 0), default=0, metavar="N", help=f"{what}; 0: the demo's own")
     rate_help = "requests a second; 0: the demo's own"
     parser.add_argument("--rate", type=number(float, 0), default=0.0, metavar="N", help=rate_help)
-    parser.add_argument("--kafka", nargs="?", metavar="HOST:PORT", help=KAFKA_HELP)
+    parser.add_argument("--kafka", nargs="?", const=OWN_BROKER, type=_host_and_port, metavar="HOST:PORT", help=KAFKA_HELP)
     parser.add_argument("--json", dest="json_file", type=Path, metavar="FILE", help=JSON_HELP)
 
 
@@ -81,14 +81,10 @@ def demo(
     return 0 if _came_true(summary, stage.retrainings) else 1
 
 
-def with_optional_value(arguments: list[str]) -> list[str]:
-    """``--kafka`` may stand alone, which the option parser cannot express: it is given the value that means so."""
-    completed: list[str] = []
-    for argument, following in pairwise([*arguments, ""]):
-        completed.append(argument)
-        if argument == "--kafka" and ":" not in following:
-            completed.append(OWN_BROKER)
-    return completed
+def _host_and_port(text: str) -> str:
+    if not all(text.rpartition(":")):
+        raise ArgumentTypeError(f"{text!r} is not HOST:PORT; the demo's name stands before the options")
+    return text
 
 
 @contextmanager

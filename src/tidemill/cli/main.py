@@ -64,7 +64,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """The command's exit code; what holds for every command goes to the environment, for the processes that it starts."""
     parser, _ = declare()
-    options = vars(parser.parse_args(demo.with_optional_value(arguments)))
+    options = vars(parser.parse_args(arguments))
     for option, variable in (("debug", "TIDEMILL_DEBUG"), ("json_logs", "TIDEMILL_JSON_LOGS")):
         if options.pop(option):
             os.environ[variable] = "1"

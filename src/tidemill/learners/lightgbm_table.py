@@ -74,6 +74,9 @@ def build_table(forest: Forest) -> Table:
     sides = _sides(forest)
     parts = _parts(forest, sides, columns)
     used = np.unique(forest.feature)
+    bits = int((forest.bits_last - forest.bits_first).max(initial=0)) * 32
+    if bits * len(columns.leaves) * 8 > TABLE_BYTES_MAX:  # before so many bounds are made
+        raise NotForTable(f"a node knows up to {bits} categories")
     bounds = tuple(_bounds(forest, feature) for feature in used)
     first_row = np.concatenate([[0], np.cumsum([len(bound) + 1 for bound in bounds])]).astype(np.int64)
     rows, width = int(first_row[-1]), len(columns.leaves)

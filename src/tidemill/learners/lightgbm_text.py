@@ -38,8 +38,8 @@ _TRANSFORMS: dict[str, Transform] = {
     "cross_entropy_lambda": "log1p_exp",
 }
 _BINARY = re.compile(r"binary sigmoid:(\S+)")
-_MULTICLASS = re.compile(r"multiclass num_class:(\d+)")
-_ONE_VERSUS_ALL = re.compile(r"multiclassova num_class:(\d+) sigmoid:(\S+)")
+_MULTICLASS = re.compile(r"multiclass num_class:([0-9]{1,9})")
+_ONE_VERSUS_ALL = re.compile(r"multiclassova num_class:([0-9]{1,9}) sigmoid:(\S+)")
 _NUMBER = re.compile(r"(\d{1,15})(?:\.(\d{1,15}))?(?:e([+-])(\d\d))?")
 
 _HEADER = (

@@ -26,7 +26,7 @@ Raw = Any
 
 CALL_SECONDS = 10.0
 """How long a call to a broker may take before it is given up."""
-HANG_SECONDS = 3.0
+HANG_SECONDS = 5.0
 """How much longer than its own limit a call may take before the process is ended: it will never return."""
 LOOK_SECONDS = 0.5
 TELL_SECONDS = 10.0

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -138,18 +137,31 @@ class Topics:
             _clock.sleep(0.005)
 
     def committed(self, group: str) -> dict[Place, int]:
-        """See ``Log.committed``."""
+        """See ``Log.committed``: of the group's project, and of the topics that were looked at here.
+
+        Asked by a consumer: where the group's coordinator is just coming or going, an administrator's librdkafka (2.16) ends
+        the process, since it wants to tell a consumer group that it does not have.
+        """
 
         def look() -> dict[Place, int]:
-            request = ConsumerGroupTopicPartitions(group)
-            (future,) = self._admin_client().list_consumer_group_offsets([request], require_stable=True).values()
-            found = future.result(ADMIN_SECONDS).topic_partitions
-            for one in found:
-                if one.error is not None:
-                    raise KafkaException(one.error)
-            return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+            topics = self._admin_client().list_topics(timeout=CALL_SECONDS).topics
+            prefix = f"{group.rpartition('.')[0]}."
+            wanted = {name for name in topics if name.startswith(prefix)} | (self._known.keys() & topics.keys())
+            places = [TopicPartition(name, partition) for name in sorted(wanted) for partition in topics[name].partitions]
+            return self._committed(group, places) if places else {}
 
         return self._patiently(f"looking for the positions of group {group!r}", look)
+
+    def _committed(self, group: str, places: list[TopicPartition]) -> dict[Place, int]:
+        consumer = self._clients.consumer({**LOOK, "group.id": group})
+        try:
+            found = consumer.committed(places, ADMIN_SECONDS)
+        finally:
+            consumer.close()
+        for one in found:
+            if one.error is not None:
+                raise KafkaException(one.error)
+        return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
 
     def _patiently(self, doing: str, call: Callable[[], Answer]) -> Answer:
         """An administrator that has failed is dropped: some go on asking a broker that has restarted, without an answer."""

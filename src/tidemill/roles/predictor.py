@@ -370,7 +370,9 @@ class Predictor:
             return
         old, self._serving = self._serving, new
         if old is not None and old.bundle is new.bundle:
-            logger.info("engine_swapped", version=new.version.version, engine=new.engine, old_engine=old.engine)
+            faster = {"version": new.version.version, "engine": new.engine, "old_engine": old.engine}
+            logger.info("engine_swapped", **faster)
+            self._preparer.events.append(Event("engine_swapped", ROLE, self._clock.now_ms(), faster))
             return
         told: dict[str, Any] = {"version": new.version.version, "bundle": new.version.bundle, "engine": new.engine}
         if old is not None:
