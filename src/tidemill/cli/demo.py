@@ -82,7 +82,7 @@ def demo(
 
 
 def _host_and_port(text: str) -> str:
-    if not all(text.rpartition(":")):
+    if text != OWN_BROKER and not all(text.rpartition(":")):
         raise ArgumentTypeError(f"{text!r} is not HOST:PORT; the demo's name stands before the options")
     return text
 
