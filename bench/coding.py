@@ -7,12 +7,11 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from bench.stage import requests
+from bench.stage import champion, requests
 from tidemill.core.answers import answer_values
 from tidemill.core.decoding import Decoder
 from tidemill.core.schema import Schema
 from tidemill.messages import Prediction, to_bytes
-from tidemill.roles.promotion import read_slots
 from tidemill.wiring import Wiring
 
 BATCHES = (1, 64, 1000, 5000)
@@ -30,24 +29,21 @@ class Coding(Struct, frozen=True):
 
 
 def measure(wiring: Wiring) -> list[Coding]:
-    """The steps of the predictor's hot path, one after the other, on the model that serves."""
-    champion = read_slots(wiring.log, wiring.topics).champion
-    if champion is None:
-        raise LookupError("no model")
+    """The steps of the predictor's hot path, one after the other, on the model that serves and its fastest engine."""
     values = [message.value for message in requests(wiring, "coding", max(BATCHES))]
-    with wiring.store.load(champion.bundle) as bundle:
-        decoder = Decoder(bundle.schema)
+    with wiring.store.load(champion(wiring)) as bundle:
+        decoder, model = Decoder(bundle.schema), bundle.model.faster() or bundle.model
         found = []
         for batch in BATCHES:
             part = values[:batch]
             columns = decoder.decode(part).columns
             matrix = bundle.encoder.encode(columns).matrix
-            scores = bundle.model.predict(matrix)
+            scores = model.predict(matrix)
             steps: list[Callable[[], object]] = [
                 lambda part=part: decoder.decode(part),  # type: ignore[misc]
                 lambda columns=columns: bundle.encoder.encode(columns),  # type: ignore[misc]
-                lambda matrix=matrix: bundle.model.predict(matrix),  # type: ignore[misc]
-                lambda scores=scores: _answers(bundle.schema, champion.bundle, scores),  # type: ignore[misc]
+                lambda matrix=matrix: model.predict(matrix),  # type: ignore[misc]
+                lambda scores=scores: _answers(bundle.schema, bundle.hash, scores),  # type: ignore[misc]
             ]
             found.append(Coding(batch, *(_us_a_row(step, batch) for step in steps)))
     return found

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 from confluent_kafka import Consumer, Producer, TopicPartition
 from msgspec import Struct
 
-from bench.stage import LEAVES, SECONDS_MAX, TREES, requests, wait_for
+from bench.stage import LEAVES, SECONDS_MAX, TREES, append, champion, cpu_seconds, requests, wait_for
 from tidemill.log.base import Message, Topic
-from tidemill.roles.promotion import read_slots
 from tidemill.wiring import Wiring
 
 ROOT = Path(__file__).parents[1]
@@ -81,26 +79,18 @@ class Scale(Struct, frozen=True):
     cpu_seconds: float
 
 
-class Results(Struct, frozen=True):
-    """All that is measured on the broker."""
-
-    throughput: list[Throughput]
-    latency: list[Latency]
-    scale: list[Scale]
-
-
 def programs(bench: "Bench", wanted: str) -> list[Program]:
     """What is measured side by side. ``wanted``: "all", "ours" without Quix Streams, or "two" (the echo and tidemill)."""
     two = [Program(RAW, bench.program("echo", "exactly_once", str(BATCH))), Program(MINE)]
     if wanted == "two":
         return two
-    champion = bench.champion()
+    bundle = champion(bench.wiring)
     root = str(bench.wiring.configuration.root)
     ours = [
         Program("raw echo, at least once", bench.program("echo", "at_least_once", str(BATCH))),
         *two,
         Program("tidemill, at least once", delivery="at_least_once"),
-        Program("a plain loop with LightGBM", bench.program("plain", root, champion), share=0.1, rate_max=1000),
+        Program("a plain loop with LightGBM", bench.program("plain", root, bundle), share=0.1, rate_max=1000),
         Program("the original's way", bench.program("original", root, str(TREES), str(LEAVES)), share=0.003, rate_max=20),
     ]
     if wanted == "ours":
@@ -108,7 +98,7 @@ def programs(bench: "Bench", wanted: str) -> list[Program]:
     _make_quix_environment()
     quix = {"defaults": ("0", "5.0", "0"), "best settings": (str(BATCH), "1.0", "1")}
     return ours + [
-        Program(f"Quix Streams, {name}", bench.quix(root, champion, *settings), share=0.15, rate_max=1000)
+        Program(f"Quix Streams, {name}", bench.quix(root, bundle, *settings), share=0.15, rate_max=1000)
         for name, settings in quix.items()
     ]
 
@@ -120,13 +110,6 @@ class Bench:
         self.wiring = wiring
         self._brokers = brokers
         self._values = [message.value for message in requests(wiring, "value", 16_000)]
-
-    def champion(self) -> str:
-        """The bundle that serves."""
-        champion = read_slots(self.wiring.log, self.wiring.topics).champion
-        if champion is None:
-            raise LookupError("no model")
-        return champion.bundle
 
     def program(self, name: str, *arguments: str) -> Start:
         """One of ``bench/programs``."""
@@ -156,7 +139,7 @@ class Bench:
             deadline = time.monotonic() + SECONDS_MAX
             while len(times) < count and time.monotonic() < deadline:
                 times = self._read(sink)[before:]
-            cpu = sum(_cpu_seconds(process) for process in processes)
+            cpu = sum(cpu_seconds(process.pid) for process in processes)
         seconds = max(0.001, (max(times) - min(times)) / 1000)
         return Throughput(program.name, count, count / seconds, cpu / count * 1e6)
 
@@ -216,8 +199,7 @@ class Bench:
         messages = [
             Message(topic, self._values[number % len(self._values)], f"{prefix}-{number}".encode()) for number in numbers
         ]
-        for first in range(0, len(messages), 10_000):
-            self.wiring.log.append(messages[first : first + 10_000])
+        append(self.wiring, messages)
 
     def _send_at(self, topic: str, prefix: str, count: int, rate: int) -> dict[bytes, float]:
         producer = Producer({"bootstrap.servers": self._brokers, "linger.ms": 1, "partitioner": "murmur2_random"})
@@ -282,11 +264,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _cpu_seconds(process: "subprocess.Popen[bytes]") -> float:
-    used = psutil.Process(process.pid).cpu_times()
-    return float(used.user + used.system)
 
 
 def _make_quix_environment() -> None:

@@ -1,10 +1,9 @@
 """Recorder, monitor and join: rows a second, CPU seconds and memory, each in a process of its own.
 
-``python -m bench.lake`` prints the table and writes ``bench/results/lake.json``. Memory is what a process needs beyond what
-it had before it began: ``anonymous_mb`` cannot be given back by the kernel, the rest of ``peak_mb`` are pages of files.
+Memory is what a process needs beyond what it had before it began: ``anonymous_mb`` cannot be given back by the kernel, the
+rest of ``peak_mb`` are pages of files.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -17,10 +16,8 @@ import msgspec
 import numpy as np
 import polars as pl
 from msgspec import Struct
-from rich.console import Console
-from rich.table import Table
 
-from bench.stage import requests
+from bench.stage import append, requests
 from tidemill import settings
 from tidemill.clock import SystemClock
 from tidemill.core.metrics import metric
@@ -33,7 +30,6 @@ from tidemill.messages import Prediction, Topics, to_bytes
 from tidemill.roles.monitor import Monitor
 from tidemill.wiring import Wiring
 
-RESULTS = Path(__file__).parent / "results"
 EVERY = 10_000
 LABELLED = 11
 """Of so many requests one waits for its outcome, until the end of its stretch of history."""
@@ -81,8 +77,8 @@ def _fill(project: Path, backlog: int) -> None:
     asked = requests(wiring, "lake", backlog)
     answer = Prediction("", ">50K", 1, "0" * 64, 1_700_000_000_000, 1_700_000_000_001, probability=0.123)
     answers = [msgspec.structs.replace(answer, request_id=(message.key or b"").decode()) for message in asked]
-    _append(wiring, asked)
-    _append(wiring, [Message(wiring.topics.predictions, to_bytes(one), one.request_id.encode()) for one in answers])
+    append(wiring, asked)
+    append(wiring, [Message(wiring.topics.predictions, to_bytes(one), one.request_id.encode()) for one in answers])
     wiring.close()
 
 
@@ -90,18 +86,13 @@ def _label(project: Path, backlog: int) -> None:
     wiring = Wiring(project)
     label = wiring.configuration.schema.classes[1]
     value = msgspec.json.encode({"outcome": label})
-    _append(wiring, [Message(wiring.topics.outcomes, value, f"lake-{number}".encode()) for number in range(backlog)])
+    append(wiring, [Message(wiring.topics.outcomes, value, f"lake-{number}".encode()) for number in range(backlog)])
     wiring.close()
-
-
-def _append(wiring: Wiring, messages: list[Message]) -> None:
-    for start in range(0, len(messages), 5000):
-        wiring.log.append(messages[start : start + 5000])
 
 
 def _children(part: str, folder: Path, *numbers: int) -> list[tuple[str, Spent]]:
     """Run a part in a process of its own, which prints a line of JSON for each result."""
-    argv = [sys.executable, "-m", "bench.lake", "--part", part, str(folder), *map(str, numbers)]
+    argv = [sys.executable, "-m", "bench.lake", part, str(folder), *map(str, numbers)]
     done = subprocess.run(argv, check=True, stdout=subprocess.PIPE)
     return [msgspec.json.decode(line, type=tuple[str, Spent]) for line in done.stdout.splitlines() if line.startswith(b"[")]
 
@@ -295,25 +286,11 @@ PARTS: dict[str, Callable[..., Iterator[tuple[str, Spent]]]] = {
 
 
 def main() -> None:
-    """The whole, or one part of it for the process that asked."""
-    parser = argparse.ArgumentParser(prog="python -m bench.lake", description=__doc__)
-    parser.add_argument("--backlog", type=int, default=200_000, help="requests that wait for the recorder")
-    parser.add_argument("--history", default="100000,1000000", help="observations before a step of the join")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.part:
-        name, folder, *numbers = given.part
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports does not count
-        for result in PARTS[name](Path(folder), *map(int, numbers)):
-            print(msgspec.json.encode(result).decode(), flush=True)
-        return
-    found = measure(given.backlog, [int(rows) for rows in given.history.split(",")])
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "lake.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
-    shown = Table("", *(name.replace("_", " ") for name in Spent.__struct_fields__))
-    for name, one in found.items():
-        shown.add_row(name, *(f"{figure:,.2f}" for figure in msgspec.structs.astuple(one)))
-    Console().print(shown)
+    """One part, in the process that ``measure`` has started for it: ``python -m bench.lake PART FOLDER NUMBER ...``."""
+    name, folder, *numbers = sys.argv[1:]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports does not count
+    for result in PARTS[name](Path(folder), *map(int, numbers)):
+        print(msgspec.json.encode(result).decode(), flush=True)
 
 
 if __name__ == "__main__":

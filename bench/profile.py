@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from msgspec import Struct
 
-from bench.stage import end_of, requests, wait_for
+from bench.stage import append, end_of, requests, wait_for
 from tidemill.core.answers import Answerer
 from tidemill.core.decoding import Decoder
 from tidemill.core.encoder import Encoder
@@ -89,8 +89,7 @@ def measure(wiring: Wiring, backlog: int) -> Profile:
         wait_for(lambda: end_of(wiring, wiring.topics.predictions) >= before + WARM)
         time.sleep(SECONDS)
         started = spent.begin()
-        for first in range(WARM, len(messages), 10_000):
-            wiring.log.append(messages[first : first + 10_000])
+        append(wiring, messages[WARM:])
         wait_for(lambda: end_of(wiring, wiring.topics.predictions) >= before + len(messages), pause=0.02)
         wall = time.perf_counter() - started
         found = {name: seconds / backlog * 1e6 for name, seconds in spent.seconds.items()}

@@ -1,4 +1,4 @@
-"""Scoring engines over batch and model sizes, on UCI Adult: ``python -m bench.scoring`` prints a table and the ratios.
+"""Scoring engines over batch and model sizes, on UCI Adult.
 
 Every call of every engine has rows of its own, so that no branch predictor learns them, and the engines take turns, so that
 what a neighbour does to one it does to all.
@@ -13,8 +13,6 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 import tidemill
 from tidemill.learners.base import Model
@@ -99,16 +97,3 @@ def _in_turn(models: dict[str, Model], matrix: NDArray[np.float64], batch: int) 
                 took = time.perf_counter() - begin
             seconds[engine].append(took)
     return {engine: median(taken) / batch * 1e6 for engine, taken in seconds.items()}
-
-
-def main() -> None:
-    table = Table("trees x leaves", "batch", "LightGBM, us a row", "NumPy", "LLVM", "NumPy is faster by", "LLVM by")
-    for one in measure():
-        cells = [f"{one.trees} x {one.leaves}", str(one.batch), f"{one.lightgbm:.2f}", f"{one.numpy:.2f}"]
-        cells += [f"{one.llvm:.2f}" if one.llvm else "-", f"{one.lightgbm / one.numpy:.1f}"]
-        table.add_row(*cells, f"{one.lightgbm / one.llvm:.1f}" if one.llvm else "-")
-    Console(width=120).print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import psutil  # type: ignore[import-untyped]
 
 from tidemill.bundles import Card
 from tidemill.demo.plans import ADULT, set_stage
@@ -68,6 +69,14 @@ def write_model(wiring: Wiring, number: int) -> ModelVersion:
     return ModelVersion(number, bundle, bundle, schema.digest(), "challenger", 0, "bench", now, 0)
 
 
+def champion(wiring: Wiring) -> str:
+    """The bundle that serves."""
+    found = read_slots(wiring.log, wiring.topics).champion
+    if found is None:
+        raise LookupError("no model")
+    return found.bundle
+
+
 def serve(wiring: Wiring, version: ModelVersion) -> None:
     """Make it the champion."""
     moves = read_slots(wiring.log, wiring.topics).promote(version, wiring.clock.now_ms())
@@ -96,6 +105,18 @@ def requests(wiring: Wiring, prefix: str, count: int) -> list[Message]:
         Message(wiring.topics.requests, values[number % len(values)], f"{prefix}-{number}".encode())
         for number in range(count)
     ]
+
+
+def append(wiring: Wiring, messages: list[Message]) -> None:
+    """Some thousands at a time."""
+    for first in range(0, len(messages), 5000):
+        wiring.log.append(messages[first : first + 5000])
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process, all its threads, and its children that have ended."""
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system + used.children_user + used.children_system)
 
 
 def wait_for(condition: Callable[[], bool], pause: float = 0.005) -> float:

@@ -5,22 +5,23 @@ processor's time stands beside the clock's.
 """
 
 import os
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 from msgspec import Struct
 
-from bench.stage import end_of, requests, wait_for
+from bench.stage import cpu_seconds, end_of, requests, wait_for
 from tidemill.wiring import Wiring
 
 
 class Start(Struct, frozen=True):
-    """``first_answer``: from the start of the process to when the answer to a request that waited was seen."""
+    """``first_answer``: from the start of the process to when the answer to a request that waited was seen. ``rss`` counts
+    the memory that a replica shares in full, ``pss`` its part of it.
+    """
 
     help_ms: float
     help_cpu_ms: float
@@ -78,21 +79,8 @@ def _predictor(wiring: Wiring) -> _Replica:
     process = _tidemill("predictor", "--project", str(wiring.configuration.root))
     try:
         answered = wait_for(lambda: end_of(wiring, wiring.topics.predictions) > before, pause=0.002)
-        cpu_ms = _cpu_ms(process.pid)
-        return _Replica(1000 * (answered - begin), cpu_ms, _mb(process.pid, "Rss"), _mb(process.pid, "Pss"))
+        cpu_ms, held = 1000 * cpu_seconds(process.pid), psutil.Process(process.pid).memory_full_info()
+        return _Replica(1000 * (answered - begin), cpu_ms, held.rss / 2**20, held.pss / 2**20)
     finally:
         process.terminate()
         process.wait()
-
-
-def _cpu_ms(pid: int) -> float:
-    """Of the process and its ended children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return 1000 * sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-
-
-def _mb(pid: int, name: str) -> float:
-    """Of the memory that a process holds: ``Rss`` counts what it shares in full, ``Pss`` its part of it."""
-    found = re.search(rf"^{name}: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024

@@ -5,23 +5,20 @@ from contextlib import ExitStack
 
 from msgspec import Struct
 
-from bench.stage import end_of, requests, running, wait_for
-from tidemill.core.decoding import Decoder
+from bench.stage import append, end_of, requests, running, wait_for
 from tidemill.log.base import Message, Topic
-from tidemill.roles.promotion import read_slots
 from tidemill.wiring import Wiring
 
 BATCH = 1000
 
 
 class Throughput(Struct, frozen=True):
-    """Requests a second, but for ``score_us_a_row``: the model's own predict in batches of 1000, one thread."""
+    """Requests a second."""
 
     backlog: int
     echo: float
     predictor: float
     predictor_beside_recorder: float
-    score_us_a_row: float
 
 
 def measure(wiring: Wiring, backlog: int) -> Throughput:
@@ -31,20 +28,14 @@ def measure(wiring: Wiring, backlog: int) -> Throughput:
         echo=_echo(wiring, backlog),
         predictor=_drained(wiring, backlog, "alone", []),
         predictor_beside_recorder=_drained(wiring, backlog, "beside", ["recorder", "monitor"]),
-        score_us_a_row=score_us_a_row(wiring),
     )
-
-
-def _append(wiring: Wiring, messages: list[Message]) -> None:
-    for start in range(0, len(messages), 5000):
-        wiring.log.append(messages[start : start + 5000])
 
 
 def _echo(wiring: Wiring, backlog: int) -> float:
     """The log's own limit: poll, copy, commit, in this process."""
     source, sink = "bench.source", "bench.sink"
     wiring.log.create([Topic(source), Topic(sink)])
-    _append(wiring, [Message(source, message.value, message.key) for message in requests(wiring, "echo", backlog)])
+    append(wiring, [Message(source, message.value, message.key) for message in requests(wiring, "echo", backlog)])
     reader = wiring.log.join("echo", [source])
     done, started = 0, time.monotonic()
     while done < backlog:
@@ -59,7 +50,7 @@ def _echo(wiring: Wiring, backlog: int) -> float:
 def _drained(wiring: Wiring, backlog: int, name: str, beside: list[str]) -> float:
     """From the first answer seen to the last; the process has started and loaded its model by then."""
     before = end_of(wiring, wiring.topics.predictions)
-    _append(wiring, requests(wiring, name, backlog))
+    append(wiring, requests(wiring, name, backlog))
     root = wiring.configuration.root
     with ExitStack() as stack:
         for role in beside:
@@ -69,20 +60,3 @@ def _drained(wiring: Wiring, backlog: int, name: str, beside: list[str]) -> floa
         first = end_of(wiring, wiring.topics.predictions)
         ended = wait_for(lambda: end_of(wiring, wiring.topics.predictions) >= before + backlog)
     return (before + backlog - first) / (ended - started)
-
-
-def score_us_a_row(wiring: Wiring) -> float:
-    """Microseconds a row, the best of five."""
-    champion = read_slots(wiring.log, wiring.topics).champion
-    if champion is None:
-        raise LookupError("no model")
-    bundle = wiring.store.load(champion.bundle)
-    values = [message.value for message in requests(wiring, "score", BATCH)]
-    matrix = bundle.encoder.encode(Decoder(bundle.schema).decode(values).columns).matrix
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        bundle.model.predict(matrix)
-        times.append(time.perf_counter() - started)
-    bundle.close()
-    return min(times) / BATCH * 1e6
