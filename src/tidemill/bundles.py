@@ -50,6 +50,8 @@ logger = structlog.get_logger()
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ZEROS = b"0" * 64
 _UNFINISHED = ".unfinished-"
+_UNFIT = (ValueError, TypeError, LookupError, msgspec.MsgspecError)
+"""What files with the right hashes raise that nobody wrote together."""
 
 
 class Card(Struct, frozen=True, kw_only=True):
@@ -168,20 +170,9 @@ class BundleStore:
 
     def load(self, bundle: str) -> Bundle:
         """Verify, then load into this process, on the engine that is ready at once if it gives the golden answers, else by
-        the library. A bundle from elsewhere must have passed ``try_in_child`` before: the library's parser may crash on a
-        text that was made with intent.
+        the library, whose parser may crash on a text that was made with intent: that is tried in a child first. The
+        caller closes the bundle. Raises ``BundleRefused``, ``UnknownModel``.
         """
-        return self._load(bundle, lambda: None)
-
-    def load_checked(self, bundle: str) -> Bundle:
-        """The same of a bundle from elsewhere: what only the library can read is tried in a child first."""
-        return self._load(bundle, lambda: self.try_in_child(bundle))
-
-    def try_out(self, bundle: str) -> None:
-        """Whether it can be loaded, and gives its golden answers. Raises ``BundleRefused``, ``UnknownModel``."""
-        self.load_checked(bundle).close()
-
-    def _load(self, bundle: str, before_library: Callable[[], None]) -> Bundle:
         lock = self._lock_folder(bundle)
         try:
             manifest, files = self._read(bundle)
@@ -191,17 +182,20 @@ class BundleStore:
                 logger.warning("engine_refused", bundle=bundle, engine=model.engine, reason="golden answers differ")
                 model = None
             if model is None:
-                before_library()
+                self.try_in_child(bundle)
                 model = learner.load_reference(files[MODEL])
             encoder = Encoder.from_bytes(files[ENCODER])
             schema = msgspec.json.decode(files[SCHEMA], type=Schema)
             return Bundle(bundle, manifest, schema, encoder, model, golden, lock)
-        except (ValueError, TypeError, LookupError, msgspec.MsgspecError) as error:
+        except BaseException as error:
             os.close(lock)
-            raise BundleRefused(f"bundle {bundle}: its files do not belong together: {error}") from error
-        except BaseException:
-            os.close(lock)
+            if isinstance(error, _UNFIT):
+                raise BundleRefused(f"bundle {bundle}: its files do not belong together: {error}") from error
             raise
+
+    def try_out(self, bundle: str) -> None:
+        """Whether ``load`` takes it."""
+        self.load(bundle).close()
 
     def try_in_child(self, bundle: str, seconds: float = 60) -> None:
         """Load the bundle by its library in a process of its own, with limits, and hold its answers to the golden ones.
@@ -474,5 +468,5 @@ def _try_bundle(root: Path, learner: Callable[[str], Learner], bundle: str, seco
         Encoder.from_bytes(files[ENCODER])
         same = model.predict(golden.matrix).tobytes() == golden.answers.tobytes()
         pipe.send_bytes(b"good" if same else b"its answers to the golden rows differ")
-    except (TidemillError, MemoryError, ValueError, LookupError, TypeError, msgspec.MsgspecError) as error:
+    except (TidemillError, MemoryError, *_UNFIT) as error:
         pipe.send_bytes(f"{type(error).__name__}: {error}".encode())

@@ -184,6 +184,9 @@ def test_the_engine_of_the_champion_is_shown(log: Log, run_dir: Path) -> None:
         ("requests_answered", {"version": 7, "engine": "lightgbm"}, ""),
         ("model_swapped", {"version": 1, "bundle": "bundle1"}, ""),
         ("model_swapped", {"version": 1, "bundle": "bundle1", "engine": "numpy"}, "numpy"),
+        ("engine_swapped", {"version": 7, "engine": "lightgbm"}, "numpy"),
+        ("engine_swapped", {"version": 1, "engine": "llvm"}, "llvm"),
+        ("model_swapped", {"version": 1, "bundle": "bundle1", "engine": "numpy"}, "numpy"),
         ("requests_answered", {"version": 1, "engine": "llvm"}, "llvm"),
         ("requests_answered", {"answered": 0}, "numpy"),
     ):

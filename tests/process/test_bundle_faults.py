@@ -4,11 +4,14 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from tidemill.bundles import MANIFEST, MODEL, BundleStore, _address, _manifest_bytes, _parse_manifest
+from tidemill.bundles import GOLDEN, MANIFEST, MODEL, BundleStore, _address, _manifest_bytes, _parse_manifest
 from tidemill.errors import BundleRefused, UnknownModel
 from tidemill.learners.lightgbm import LightGBM
 
@@ -44,11 +47,11 @@ def store(tmp_path: Path) -> BundleStore:
     return BundleStore(tmp_path / "bundles", LEARNERS.__getitem__)
 
 
-def reseal(store: BundleStore, bundle: str, model: bytes) -> str:
-    """What somebody who knows the format would do: another model under recomputed hashes."""
+def reseal(store: BundleStore, bundle: str, file: str, data: bytes) -> str:
+    """What somebody who knows the format would do: another file under recomputed hashes."""
     folder = store.root / bundle
     manifest = _parse_manifest(bundle, (folder / MANIFEST).read_bytes())
-    (folder / MODEL).write_bytes(model)
+    (folder / file).write_bytes(data)
     files = {name: (folder / name).read_bytes() for name in manifest.files}
     (folder / MANIFEST).write_bytes(_manifest_bytes(manifest, files))
     name = _address({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
@@ -102,7 +105,7 @@ def test_a_good_bundle_passes_the_child(store: BundleStore) -> None:
     other = written(store.root, rounds=6)
     model = (store.root / other / MODEL).read_bytes()
     assert store.prune([bundle]) == [other]
-    stranger = reseal(store, bundle, model)
+    stranger = reseal(store, bundle, MODEL, model)
     with pytest.raises(BundleRefused, match="golden"):
         store.try_in_child(stranger)
 
@@ -122,7 +125,33 @@ def test_a_model_that_was_damaged_with_intent_kills_the_child_only(store: Bundle
     model = (store.root / bundle / MODEL).read_bytes()
     assert old in model
     with pytest.raises(BundleRefused):
-        store.try_in_child(reseal(store, bundle, model.replace(old, new, 1)))
+        store.try_in_child(reseal(store, bundle, MODEL, model.replace(old, new, 1)))
+
+
+def narrow(golden: dict[str, Any]) -> Any:
+    return golden | {"rows": [row[:-1] for row in golden["rows"]]}
+
+
+def ragged(golden: dict[str, Any]) -> Any:
+    return golden | {"rows": [golden["rows"][0][:-1], *golden["rows"][1:]]}
+
+
+def wordy(golden: dict[str, Any]) -> Any:
+    return golden | {"answers": ["a lot"] * len(golden["answers"])}
+
+
+@pytest.mark.parametrize("damage", [narrow, ragged, wordy, lambda golden: golden["rows"], lambda golden: {}])
+def test_golden_rows_that_do_not_fit_the_model_are_refused(
+    store: BundleStore, damage: Callable[[dict[str, Any]], Any]
+) -> None:
+    """Under recomputed hashes: one line by every way that loads, and the folder is free afterwards."""
+    bundle = written(store.root)
+    golden = msgspec.json.decode((store.root / bundle / GOLDEN).read_bytes())
+    assert reseal(store, bundle, GOLDEN, msgspec.json.encode(damage(golden))) == bundle
+    for way_in in (store.load, store.try_out):
+        with pytest.raises(BundleRefused, match=f"^bundle {bundle}: "):
+            way_in(bundle)
+    assert store.prune([]) == [bundle]
 
 
 def test_a_child_that_hangs_is_ended(store: BundleStore) -> None:

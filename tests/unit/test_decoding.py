@@ -199,11 +199,12 @@ ODD_KEYS = [
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=4), st.sampled_from(ODD_KEYS), st.just(b"plain")), max_size=6))
 def test_the_ids_of_a_batch_are_those_of_its_records(keys: list[bytes | None]) -> None:
     """Or it is said that they must be looked at one by one, which is so where one is bad."""
-    found = plain_ids(keys)
+    found = plain_ids(keys, [()] * len(keys))
     if found is not None:
         assert found == [request_id(key, "t", 0, 0, require_id=True) for key in keys]
     if keys and all(key == b"plain" for key in keys):
         assert found == ["plain"] * len(keys)
+        assert plain_ids(keys, [*[()] * (len(keys) - 1), ((b"ce_id".decode(), b"x"),)]) is None
 
 
 @pytest.mark.parametrize("bad", [bad for bad in CORPUS if "key" in bad], ids=lambda bad: bad["name"])

@@ -204,3 +204,12 @@ def scored(features: int, scorer: NumpyScorer, matrix: NDArray[np.float64]) -> N
     sums = scorer(matrix)
     assert len(sums) == len(matrix)
     assert np.isfinite(sums).all()
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "\u0663", "", "-3"])
+def test_a_number_of_classes_that_is_none_is_not_read(digits: str) -> None:
+    """Neither a traceback nor a guess: LightGBM itself may say what it is."""
+    damaged = text("multiclass").replace("objective=multiclass num_class:3", f"objective=multiclass num_class:{digits}")
+    assert damaged != text("multiclass")
+    with pytest.raises((NotForTable, BundleRefused)):
+        read_forest(damaged.encode())

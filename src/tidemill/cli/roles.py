@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tidemill.cli.options import Commands, Run, exit_on_signals, number, open_project, say, stop_on_signals
@@ -14,7 +12,9 @@ LONG_TURNS = ("trainer", "tracker")
 
 def start_logging() -> None:
     """Log lines as key=value (or JSON) on the standard output."""
-    with _hidden("rich"):
+    from tidemill.imports import hidden
+
+    with hidden("rich"):  # 0.13 s, for tracebacks in colour that are not shown
         import structlog
 
     as_json = bool(os.environ.get("TIDEMILL_JSON_LOGS"))
@@ -33,19 +33,6 @@ def start_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
-
-
-@contextmanager
-def _hidden(package: str) -> Iterator[None]:
-    """Not to be imported meanwhile: structlog takes rich, in 0.13 s, for tracebacks in colour that are not shown."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 def declare(commands: Commands) -> None:

@@ -4,8 +4,6 @@ A model is scored from a table (``lightgbm_table.py``) without the library, unle
 """
 
 import functools
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -18,6 +16,7 @@ from tidemill.core.metrics import Metric
 from tidemill.core.schema import Task
 from tidemill.core.space import Integer, Real, Space
 from tidemill.errors import BundleRefused
+from tidemill.imports import hidden
 from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored
 from tidemill.learners.lightgbm_table import NumpyScorer, Scorer, Table, answers, build_table, edge_rows
 from tidemill.learners.lightgbm_text import NotForTable, read_forest
@@ -36,7 +35,6 @@ OWN_METRICS = {
 """What LightGBM computes itself, at a fraction of the cost, to find the best round. Scores are always by ``Metric``."""
 
 _NOT_NEEDED = ("pandas", "sklearn", "dask", "matplotlib", "graphviz", "pyarrow", "cffi")
-_importing = threading.Lock()
 
 logger = structlog.get_logger()
 
@@ -45,17 +43,10 @@ logger = structlog.get_logger()
 def _library() -> ModuleType:
     """The library, without what its ``compat`` module would pull in where it is installed.
 
-    Measured: 5.5 s and 191 MB as it comes, 0.95 s and 61 MB so. A module that is None in ``sys.modules`` looks as if it
-    were not installed; the entries are taken out again, so that everybody else can still import these.
+    Measured: 5.5 s and 191 MB as it comes, 0.95 s and 61 MB so.
     """
-    with _importing:
-        hidden = [name for name in _NOT_NEEDED if name not in sys.modules]
-        sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-        try:
-            import lightgbm
-        finally:
-            for name in hidden:
-                del sys.modules[name]
+    with hidden(*_NOT_NEEDED):
+        import lightgbm
     return lightgbm
 
 

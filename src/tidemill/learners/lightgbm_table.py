@@ -36,6 +36,8 @@ SLOTS = WORD + 1
 COLUMNS_MULTIPLE = 8
 """Columns come in so many, the last ones empty: a compiled loop takes them together."""
 TABLE_BYTES_MAX = 64 << 20
+CATEGORIES_MAX = 1 << 15
+"""Of a feature: each has a code of its own, which is filled by itself."""
 ZERO = float(np.float32(1e-35))
 """LightGBM takes a value up to this size for zero (``kZeroThreshold``)."""
 CHUNK_BYTES = 1 << 18
@@ -74,9 +76,6 @@ def build_table(forest: Forest) -> Table:
     sides = _sides(forest)
     parts = _parts(forest, sides, columns)
     used = np.unique(forest.feature)
-    bits = int((forest.bits_last - forest.bits_first).max(initial=0)) * 32
-    if bits * len(columns.leaves) * 8 > TABLE_BYTES_MAX:  # before so many bounds are made
-        raise NotForTable(f"a node knows up to {bits} categories")
     bounds = tuple(_bounds(forest, feature) for feature in used)
     first_row = np.concatenate([[0], np.cumsum([len(bound) + 1 for bound in bounds])]).astype(np.int64)
     rows, width = int(first_row[-1]), len(columns.leaves)
@@ -195,11 +194,14 @@ def _bounds(forest: Forest, feature: int) -> Floats:
 
 
 def _named(forest: Forest, nodes: Integers) -> Integers:
-    """The categories that any of the nodes names, rising."""
+    """The categories that any of the nodes names, rising. Raises ``NotForTable`` for more than the table is made for."""
     first, length = forest.bits_first[nodes], (forest.bits_last - forest.bits_first)[nodes]
     within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     words = np.zeros(int(length.max()), dtype="<u4")
     np.bitwise_or.at(words, within, forest.bitset[np.repeat(first, length) + within])
+    named = np.bitwise_count(words).sum()
+    if named > CATEGORIES_MAX:
+        raise NotForTable(f"a feature has {named} categories")
     return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
 
 

@@ -40,7 +40,7 @@ _TRANSFORMS: dict[str, Transform] = {
 _BINARY = re.compile(r"binary sigmoid:(\S+)")
 _MULTICLASS = re.compile(r"multiclass num_class:([0-9]{1,9})")
 _ONE_VERSUS_ALL = re.compile(r"multiclassova num_class:([0-9]{1,9}) sigmoid:(\S+)")
-_NUMBER = re.compile(r"(\d{1,15})(?:\.(\d{1,15}))?(?:e([+-])(\d\d))?")
+_NUMBER = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?(?:e([+-])([0-9]{2}))?")
 
 _HEADER = (
     "version",

@@ -46,7 +46,7 @@ CONSUMER: Mapping[str, Value] = {
     "fetch.wait.max.ms": 100,
     # After a full queue librdkafka waits a second before it fetches again, unless told otherwise.
     "fetch.queue.backoff.ms": 5,
-    # Large fetches let one partition's backlog starve the others (measured: traps K24).
+    # Large fetches let one partition's backlog starve the others (measured).
     "queued.min.messages": 10_000,
     "queued.max.messages.kbytes": 16_384,
     "fetch.message.max.bytes": 262_144,

@@ -4,7 +4,7 @@ An ordinary id (one request, one prediction, one outcome, each within the wait; 
 arrays on disk, found by its key. One that is not, say because its outcome came too late, is moved apart: from then on a
 ``Joiner`` has it, in memory. What comes of an id is the same in either place (``tests/stateful``).
 
-Memory thus does not follow the history: what a slot holds is 160 bytes on disk, beside the features while it waits.
+Memory thus does not follow the history: what a slot holds is some 150 bytes on disk, beside the features while it waits.
 """
 
 from collections.abc import Callable, Iterator

@@ -57,7 +57,7 @@ logger = structlog.get_logger()
 class Store(Protocol):
     """Of the bundles, what the predictor needs. A bundle is named by its hash: no path from a message is ever opened."""
 
-    def load_checked(self, bundle: str) -> Bundle:
+    def load(self, bundle: str) -> Bundle:
         """Verify and load, without harm whatever it holds; the bundle stays until it is closed. Raises ``BundleRefused``."""
         ...
 
@@ -181,7 +181,7 @@ class Preparer:
 
     def _load(self, version: ModelVersion) -> Serving:
         """On the engine that is ready at once."""
-        bundle = self._store.load_checked(version.bundle)
+        bundle = self._store.load(version.bundle)
         try:
             return self._serving(version, bundle, bundle.model)
         except BaseException:
@@ -403,7 +403,8 @@ class Predictor:
 
     def _asked(self, batch: Batch, refused: list[Refused]) -> list[Asked]:
         """The requests whose envelope is good and whose deadline has not passed; the others go to ``refused``."""
-        if not any(batch.headers) and (names := plain_ids(batch.keys)) is not None:
+        names = plain_ids(batch.keys, batch.headers)
+        if names is not None:
             return list(map(Asked, range(len(batch)), names, batch.times_ms))
         now, require_id = self._clock.now_ms(), self._settings.require_id
         places = zip(batch.keys, batch.topics, batch.partitions, batch.offsets, strict=True)

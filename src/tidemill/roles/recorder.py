@@ -23,7 +23,7 @@ import structlog
 
 from tidemill import settings
 from tidemill.clock import Clock
-from tidemill.core.decoding import ID_BYTES_MAX, event_time, outcome_id, request_id_or_place
+from tidemill.core.decoding import event_time, outcome_id, plain_ids, request_id_or_place
 from tidemill.core.outcomes import OutcomeDecoder
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord, Broken, Unavailable
@@ -202,7 +202,7 @@ class Recorder:
         return max(0.0, min(_PATIENCE_SECONDS, self._left())) if self._polled else _PATIENCE_SECONDS
 
     def _read_outcomes(self, part: Batch) -> Read:
-        good, ids, bad = part, _plain_ids(part), Bad()
+        good, ids, bad = part, plain_ids(part.keys, part.headers), Bad()
         found: list[Any] = list(map(self._outcomes.plain, part.values)) if ids else [None]
         if not ids or None in found:
             good, found, bad = _each(part, lambda one: self._outcomes.decode(one.key, one.value, one.headers))
@@ -250,19 +250,6 @@ def _each(part: Batch, read: Callable[[Record], Any]) -> tuple[Batch, list[Any],
     return _those(part, good), found, bad
 
 
-def _plain_ids(part: Batch) -> list[str] | None:
-    """The keys' texts where all records have a good one and no headers."""
-    keys = part.keys
-    if None in keys or any(part.headers):
-        return None
-    try:
-        ids = list(map(bytes.decode, keys))  # type: ignore[arg-type]
-    except UnicodeDecodeError:
-        return None
-    sizes = list(map(len, keys))  # type: ignore[arg-type]
-    return ids if min(sizes) > 0 and max(sizes) <= ID_BYTES_MAX and "\0" not in "".join(ids) else None
-
-
 def _known_id(record: Record) -> str:
     """Empty where an outcome has no id that can be used."""
     try:
@@ -275,7 +262,7 @@ def _requests(part: Batch) -> Read:
     """Every request is a fact. One with a bad id or time is kept under its place and the log's time: that it cannot be
     answered is the predictor's to say.
     """
-    ids, times = _plain_ids(part), part.times_ms
+    ids, times = plain_ids(part.keys, part.headers), part.times_ms
     if ids is None:
         places = zip(part.keys, part.topics, part.partitions, part.offsets, part.headers, strict=True)
         ids = [request_id_or_place(*place) for place in places]
