@@ -38,6 +38,11 @@ TITLES = {
     "profile": "The predictor with a backlog: where each microsecond of a request goes",
     "start": "Start of a process",
     "lake": "Recorder, monitor, join",
+    "proposers": "Proposers: milliseconds of an ask and a tell",
+    "search_cold": "Search: 50 trials from nothing, against the original's way",
+    "search_memory": "Search: retrainings that remember, against cold searches of 50 trials on the same rows",
+    "search_engines": "Search: engines against random points, gain in log loss",
+    "search_shift": "Search: 20 trials after a shift, with memory and without, gain in log loss",
     "ratios": "Ratios",
     "machine": "Machine",
 }

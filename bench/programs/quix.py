@@ -32,7 +32,7 @@ def main(
     model = learner(bundle.manifest.learner).load_reference(
         (wiring.configuration.bundles / bundle_name / MODEL).read_bytes()
     )
-    answerer = Answerer(bundle.schema, Decoder(bundle.schema), bundle.encoder, model.predict)
+    answerer = Answerer(bundle.schema, Decoder(bundle.schema), bundle.encoder, model.predict, bundle.threshold)
 
     def answer(value: bytes) -> dict[str, Any]:
         answers = answerer.answer([value])

@@ -225,7 +225,8 @@ def recomputed(answers: pl.DataFrame, store: BundleStore) -> Check:
 
 
 def _differing(rows: pl.DataFrame, bundle: Bundle) -> Iterator[str]:
-    answerer = Answerer(bundle.schema, Decoder(bundle.schema, BYTES_MAX), bundle.encoder, bundle.model.predict)
+    decoder, predict = Decoder(bundle.schema, BYTES_MAX), bundle.model.predict
+    answerer = Answerer(bundle.schema, decoder, bundle.encoder, predict, bundle.threshold)
     due = answerer.answer(rows["features"].to_list())
     for row, error in due.bad:
         yield f"answer to {rows['request_id'][row]} was given to a bad request ({error})"

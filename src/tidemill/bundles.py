@@ -1,18 +1,21 @@
 """Model versions as folders: written whole or not at all, named by their content, checked before they serve.
 
-    <store>/<hash>/model.txt       the learner's own text
+    <store>/<hash>/model.txt       the model in the learner's own format
                    encoder.json    how columns become the matrix
                    schema.json     what a request may hold
+                   decision.json   the threshold of the second class, where it is not 0.5
                    golden.json     up to 128 encoded rows, and the answers of the learner's own library
+                   out_of_fold.npz labels and predictions of the search's best trial, row by row; nobody needs it to serve
                    manifest.json   the hash of each file, and what made the model
 
-``<hash>`` is the SHA-256 of the first three. No file is a pickle. A folder is never changed once it is there; a loader
+``<hash>`` is the SHA-256 of the first four. No file is a pickle. A folder is never changed once it is there; a loader
 holds a shared flock on it, so that ``prune`` leaves it alone. One process writes and prunes; any number load.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import io
 import multiprocessing
 import os
 import re
@@ -37,8 +40,10 @@ from tidemill.failpoints import failpoint
 from tidemill.learners.base import Learner, Matrix, Model
 
 MODEL, ENCODER, SCHEMA, GOLDEN, MANIFEST = "model.txt", "encoder.json", "schema.json", "golden.json", "manifest.json"
-CONTENT = (ENCODER, MODEL, SCHEMA)
-FILES = (*CONTENT, GOLDEN, MANIFEST)
+DECISION, OUT_OF_FOLD = "decision.json", "out_of_fold.npz"
+CONTENT = (ENCODER, MODEL, SCHEMA, DECISION)
+FILES = (ENCODER, MODEL, SCHEMA, GOLDEN, MANIFEST)
+OPTIONAL = (DECISION, OUT_OF_FOLD)
 GOLDEN_ROWS = 64
 EDGE_ROWS = 64
 """Golden rows of which the writer's caller knows nothing: values at the model's own limits."""
@@ -86,6 +91,19 @@ class Golden(NamedTuple):
     answers: NDArray[np.float64]
 
 
+class OutOfFold(NamedTuple):
+    """For each row of a training set its label (float64[n]: class numbers from 0, or values) and the prediction of a model
+    that had not learnt from it (float64[n] or float64[n, classes]); NaN for a row that no fold scored.
+    """
+
+    labels: NDArray[np.float64]
+    predictions: NDArray[np.float64]
+
+
+class _Decision(Struct, frozen=True):
+    threshold: float
+
+
 class _GoldenFile(Struct, frozen=True):
     rows: list[list[float | None]]
     answers: list[Any]
@@ -95,7 +113,15 @@ class Bundle:
     """A loaded model version. Close it once it no longer serves: until then ``prune`` leaves its folder alone."""
 
     def __init__(
-        self, hash: str, manifest: Manifest, schema: Schema, encoder: Encoder, model: Model, golden: Golden, lock: int
+        self,
+        hash: str,
+        manifest: Manifest,
+        schema: Schema,
+        encoder: Encoder,
+        model: Model,
+        golden: Golden,
+        threshold: float,
+        lock: int,
     ) -> None:
         self.hash = hash
         self.manifest = manifest
@@ -103,6 +129,7 @@ class Bundle:
         self.encoder = encoder
         self.model = model
         self.golden = golden
+        self.threshold = threshold
         self._lock: int | None = lock
 
     def close(self) -> None:
@@ -125,7 +152,15 @@ class BundleStore:
         self.root = root
         self.learner = learner
 
-    def write(self, model: Model, encoder: Encoder, card: Card, golden: Matrix) -> str:
+    def write(
+        self,
+        model: Model,
+        encoder: Encoder,
+        card: Card,
+        golden: Matrix,
+        threshold: float = 0.5,
+        out_of_fold: OutOfFold | None = None,
+    ) -> str:
         """Write a bundle and return its hash; it is durable, and there as a whole, when this returns.
 
         The golden answers are those of the learner's own library. Rows at the model's limits join the ``golden`` ones, first
@@ -141,13 +176,17 @@ class BundleStore:
             SCHEMA: msgspec.json.encode(encoder.schema),
             GOLDEN: _golden_bytes(reference, [golden[:GOLDEN_ROWS], _edge_rows(model, reference)]),
         }
-        bundle = _address({name: _sha256(files[name]) for name in CONTENT})
+        if threshold != 0.5:
+            files[DECISION] = msgspec.json.encode(_Decision(threshold))
+        if out_of_fold is not None:
+            files[OUT_OF_FOLD] = _out_of_fold_bytes(out_of_fold)
+        bundle = _address({name: _sha256(data) for name, data in files.items()})
         files[MANIFEST] = _manifest_bytes(card, files)
         with self._writable():
             self.root.mkdir(parents=True, exist_ok=True)
             with self._unfinished() as folder:
-                for name in FILES:
-                    _write_file(folder / name, files[name])
+                for name, data in files.items():
+                    _write_file(folder / name, data)
                 _sync(folder)
                 failpoint("bundle.written")
                 self._publish(folder, bundle)
@@ -166,7 +205,22 @@ class BundleStore:
         """Compare every file with its hash: ``BundleRefused`` names the first that differs, ``UnknownModel`` that the
         bundle is not there.
         """
-        self._read(bundle)
+        manifest, _ = self._read(bundle)
+        if OUT_OF_FOLD in manifest.files:
+            _read_checked(self._folder(bundle), OUT_OF_FOLD, manifest)
+
+    def out_of_fold(self, bundle: str) -> OutOfFold | None:
+        """What the search's best trial predicted for the rows that scored it, verified; None where that was not kept."""
+        manifest, _ = self._read(bundle)
+        if OUT_OF_FOLD not in manifest.files:
+            return None
+        data = _read_checked(self._folder(bundle), OUT_OF_FOLD, manifest)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return OutOfFold(arrays["labels"], arrays["predictions"])
+
+    def model_bytes(self, bundle: str) -> bytes:
+        """The model in the learner's own format, verified."""
+        return self._read(bundle)[1][MODEL]
 
     def load(self, bundle: str) -> Bundle:
         """Verify, then load into this process, on the engine that is ready at once if it gives the golden answers, else by
@@ -186,7 +240,8 @@ class BundleStore:
                 model = learner.load_reference(files[MODEL])
             encoder = Encoder.from_bytes(files[ENCODER])
             schema = msgspec.json.decode(files[SCHEMA], type=Schema)
-            return Bundle(bundle, manifest, schema, encoder, model, golden, lock)
+            decision = msgspec.json.decode(files.get(DECISION, b'{"threshold":0.5}'), type=_Decision)
+            return Bundle(bundle, manifest, schema, encoder, model, golden, decision.threshold, lock)
         except BaseException as error:
             os.close(lock)
             if isinstance(error, _UNFIT):
@@ -315,16 +370,16 @@ class BundleStore:
         return lock
 
     def _read(self, bundle: str) -> tuple[Manifest, dict[str, bytes]]:
-        """Manifest and the other files' bytes, each held to its hash; what is returned is what was hashed."""
+        """Manifest and the other files' bytes, each held to its hash, but for what is not needed to serve; what is returned
+        is what was hashed.
+        """
         folder = self._folder(bundle)
-        files = {name: _read_file(folder, name) for name in FILES}
-        extra = sorted({entry.name for entry in folder.iterdir()} - set(FILES))
+        manifest = _parse_manifest(bundle, _read_file(folder, MANIFEST))
+        known = {*FILES, *(name for name in OPTIONAL if name in manifest.files)}
+        extra = sorted({entry.name for entry in folder.iterdir()} - known)
         if extra:
             raise BundleRefused(f"bundle {bundle}: {extra[0]} does not belong there")
-        manifest = _parse_manifest(bundle, files.pop(MANIFEST))
-        for name, data in files.items():
-            if manifest.files.get(name) != _sha256(data):
-                raise BundleRefused(f"bundle {bundle}: {name} is not what its manifest says")
+        files = {name: _read_checked(folder, name, manifest) for name in sorted(known - {MANIFEST, OUT_OF_FOLD})}
         if _address(manifest.files) != bundle:
             raise BundleRefused(f"bundle {bundle}: {MANIFEST} belongs to another bundle")
         return manifest, files
@@ -336,7 +391,7 @@ def _sha256(data: bytes) -> str:
 
 def _address(hashes: Mapping[str, str]) -> str:
     """The content address: SHA-256 of the sorted lines ``name hash``."""
-    return _sha256("".join(f"{name} {hashes.get(name)}\n" for name in sorted(CONTENT)).encode())
+    return _sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(CONTENT) if name in hashes).encode())
 
 
 def _manifest_bytes(card: Card, files: Mapping[str, bytes]) -> bytes:
@@ -408,6 +463,19 @@ def _read_file(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except OSError as error:
         raise BundleRefused(f"bundle {folder.name}: {name} cannot be read: {error.strerror}") from error
+
+
+def _read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
+    data = _read_file(folder, name)
+    if manifest.files.get(name) != _sha256(data):
+        raise BundleRefused(f"bundle {folder.name}: {name} is not what its manifest says")
+    return data
+
+
+def _out_of_fold_bytes(found: OutOfFold) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, labels=found.labels, predictions=found.predictions)
+    return file.getvalue()
 
 
 def _sync(folder: Path) -> None:

@@ -69,13 +69,33 @@ class ModelVersion(Struct, frozen=True):
     experiment: str
     at: int
     sequence: int
+    threshold: float = 0.5
+
+
+class Conditions(Struct, frozen=True):
+    """What makes two trials comparable, in full; its hash is a trial's ``environment``. ``training_set`` is the hash of its
+    ``rows``, ``schema`` that of ``features`` and target, ``split`` how the ``folds`` are cut.
+    """
+
+    metric: str
+    task: str
+    folds: int
+    split: str
+    unbalanced: bool
+    schema: str
+    features: tuple[str, ...]
+    training_set: str
+    rows: int
+    seed: int
 
 
 class Trial(Struct, frozen=True):
     """One set of hyper-parameters evaluated by cross-validation; the record's key is ``experiment/number``.
 
-    ``score`` is the metric's mean over ``fold_scores`` in the metric's own direction; ``rounds`` the boosting rounds that
-    early stopping found; ``error`` is set, and ``score`` is None, where the learner failed.
+    ``score`` is the metric's mean over ``fold_scores`` in the metric's own direction, with ``threshold`` where the metric
+    decides classes; ``rounds`` the boosting rounds that early stopping found; ``error`` is set, and ``score`` is None, where
+    the learner failed. A ``pruned`` trial was given up after its first fold: it has no ``score`` either. ``learner`` is
+    empty, and there are no ``conditions``, in trials of version 0.1.
     """
 
     experiment: str
@@ -89,6 +109,11 @@ class Trial(Struct, frozen=True):
     environment: str
     at: int
     error: str = ""
+    learner: str = ""
+    pruned: bool = False
+    proposer: str = ""
+    conditions: Conditions | None = None
+    threshold: float = 0.5
 
 
 class JournalEntry(Struct, frozen=True):
@@ -118,6 +143,8 @@ class JournalEntry(Struct, frozen=True):
     statistic: dict[str, float] = {}
     merged: list[str] = []
     detail: str = ""
+    threshold: float = 0.5
+    learner: str = ""
 
 
 class Event(Struct, frozen=True):

@@ -163,13 +163,22 @@ class Retrain(Section, frozen=True):
 class Tune(Section, frozen=True):
     """The search for hyper-parameters."""
 
-    learner: Annotated[Literal["lightgbm"], Meta(description="the kind of model")] = "lightgbm"
-    proposer: Annotated[Literal["optuna"], Meta(description="what says which parameters to try next")] = "optuna"
+    learner: Annotated[
+        Text, Meta(description="lightgbm, or several with commas between: they are compared in one search")
+    ] = "lightgbm"
+    proposer: Annotated[
+        Text, Meta(description="what says which parameters to try next: optuna, hyperopt, skopt, skopt_forest, random")
+    ] = "optuna"
+    memory: Annotated[bool, Meta(description="begin with the best points of earlier experiments")] = True
+    prune: Annotated[bool, Meta(description="give a trial up after a first fold that could not become the best")] = True
     metric: Annotated[
         str, Meta(description="log_loss, auc, f1, accuracy, multi_log_loss, rmse, mae ...; empty: by task")
     ] = ""
     trials: Annotated[Count, Meta(description="parameter sets an experiment tries")] = 20
-    seconds: Annotated[float, Meta(ge=0, description="stop trying after so long; 0 has no limit")] = 0.0
+    seconds: Annotated[
+        float, Meta(ge=0, description="the search ends after so long, once a trial is good; 0 has no limit")
+    ] = 0.0
+    stale: Annotated[int, Meta(ge=0, description="or after so many trials without a better one; 0 tries all")] = 0
     folds: Annotated[int, Meta(ge=2, le=20, description="of the cross-validation")] = 3
     split: Annotated[
         Literal["auto", "stratified", "time"],
@@ -177,8 +186,18 @@ class Tune(Section, frozen=True):
     ] = "auto"
     rounds_max: Annotated[Count, Meta(description="boosting rounds at most")] = 2000
     patience: Annotated[Count, Meta(description="rounds without a better mean before all folds stop")] = 30
+    executor: Annotated[
+        Literal["processes", "ray"], Meta(description="processes: on this machine; ray: on a Ray cluster")
+    ] = "processes"
     workers: Annotated[Count, Meta(description="trials at the same time, one process and thread each")] = 1
     unbalanced: Annotated[bool, Meta(description="weigh the classes so that each counts the same")] = False
+    on_trial: Annotated[str, Meta(description="MODULE:FUNCTION of this folder, called with each finished trial")] = ""
+    on_experiment: Annotated[str, Meta(description="MODULE:FUNCTION, called with each experiment's journal entry")] = ""
+
+    @property
+    def learners(self) -> list[str]:
+        """The names in ``learner``, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.learner.split(",")))
 
 
 class Trainer(Section, frozen=True):

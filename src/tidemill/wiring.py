@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,11 @@ from tidemill.configuration import Configuration, load
 from tidemill.core.metrics import metric
 from tidemill.core.space import Space
 from tidemill.errors import ConfigError
-from tidemill.learners.base import Learner
+from tidemill.executors.base import Executor, MakeExecutor, Work
+from tidemill.learners.base import Fold, Learner, Samples
 from tidemill.log.base import Log, Topic
 from tidemill.messages import JournalEntry, ModelVersion, Topics, Trial
+from tidemill.plugins import Plugins, callback
 from tidemill.tuning.base import Proposer
 
 if TYPE_CHECKING:
@@ -43,6 +45,12 @@ class Wiring:
         self.settings = self.configuration.settings
         self.topics = Topics.of(self.settings.project.name)
         self.clock = SystemClock()
+        for name in self.settings.tune.learners:
+            LEARNERS.check(name, self._place("learner"))
+        PROPOSERS.check(self.settings.tune.proposer, self._place("proposer"))
+
+    def _place(self, key: str) -> str:
+        return f"tune.{key} ({self.configuration.origins[f'tune.{key}']})"
 
     @cached_property
     def log(self) -> Log:
@@ -121,14 +129,28 @@ class Wiring:
         from tidemill.roles.trainer import Trainer
 
         settings, schema = self.settings, self.configuration.schema
+        tune = settings.tune
         search = Search(
-            LEARNERS[settings.tune.learner],
-            PROPOSERS[settings.tune.proposer],
-            settings.tune,
+            {name: LEARNERS.find(name) for name in tune.learners},
+            PROPOSERS.find(tune.proposer),
+            EXECUTORS[tune.executor],
+            tune,
             settings.project.seed,
             self.clock,
             math.ceil(settings.trainer.memory_gb * 1e9),
         )
+        root = self.configuration.root
+        tell_trial = callback(root, tune.on_trial, "tune.on_trial")
+        tell_experiment = callback(root, tune.on_experiment, "tune.on_experiment")
+
+        def tried(trial: Trial) -> None:
+            on_trial(trial)
+            tell_trial(trial)
+
+        def decided(entry: JournalEntry) -> None:
+            on_decision(entry)
+            tell_experiment(entry)
+
         return Trainer(
             self.log,
             self.topics,
@@ -140,8 +162,8 @@ class Wiring:
             cache(lambda: load_original(self.configuration.data, schema)),
             search,
             self.clock,
-            on_trial,
-            on_decision,
+            tried,
+            decided,
         )
 
     def tracker(self) -> "Tracker | None":
@@ -198,10 +220,38 @@ class Wiring:
 
 
 def lightgbm() -> Learner:
-    """The LightGBM learner; a plain function, so that a child process finds it by name."""
+    """LightGBM; a plain function, as all of these, so that a child process finds it by name."""
     from tidemill.learners.lightgbm import LightGBM
 
     return LightGBM()
+
+
+def xgboost() -> Learner:
+    """XGBoost."""
+    from tidemill.learners.xgboost import XGBoost
+
+    return XGBoost()
+
+
+def catboost() -> Learner:
+    """CatBoost."""
+    from tidemill.learners.catboost import CatBoost
+
+    return CatBoost()
+
+
+def linear() -> Learner:
+    """The logistic and the ridge regression of scikit-learn."""
+    from tidemill.learners.linear import Linear
+
+    return Linear()
+
+
+def forest() -> Learner:
+    """The forests of scikit-learn."""
+    from tidemill.learners.forest import Forest
+
+    return Forest()
 
 
 def optuna(space: Space, seed: int) -> Proposer:
@@ -211,18 +261,60 @@ def optuna(space: Space, seed: int) -> Proposer:
     return OptunaProposer(space, seed)
 
 
-LEARNERS: dict[str, Callable[[], Learner]] = {"lightgbm": lightgbm}
-PROPOSERS: dict[str, Callable[[Space, int], Proposer]] = {"optuna": optuna}
+def hyperopt(space: Space, seed: int) -> Proposer:
+    """Hyperopt's TPE."""
+    from tidemill.tuning.hyperopt import HyperoptProposer
+
+    return HyperoptProposer(space, seed)
+
+
+def skopt(space: Space, seed: int) -> Proposer:
+    """The Gaussian process of scikit-optimize."""
+    from tidemill.tuning.skopt import SkoptProposer
+
+    return SkoptProposer(space, seed)
+
+
+def skopt_forest(space: Space, seed: int) -> Proposer:
+    """The forest of scikit-optimize."""
+    from tidemill.tuning.skopt import SkoptProposer
+
+    return SkoptProposer(space, seed, "ET")
+
+
+def random(space: Space, seed: int) -> Proposer:
+    """Points by chance."""
+    from tidemill.tuning.random import RandomProposer
+
+    return RandomProposer(space, seed)
+
+
+def processes(samples: Samples, folds: Sequence[Fold], work: Work, workers: int) -> Executor:
+    """Worker processes on this machine."""
+    from tidemill.executors.processes import Processes
+
+    return Processes(samples, folds, work, workers)
+
+
+def ray(samples: Samples, folds: Sequence[Fold], work: Work, workers: int) -> Executor:
+    """A Ray cluster."""
+    from tidemill.executors.ray import Ray
+
+    return Ray(samples, folds, work, workers)
+
+
+LEARNERS: Plugins[Callable[[], Learner]] = Plugins(
+    "learner", {"lightgbm": lightgbm, "xgboost": xgboost, "catboost": catboost, "linear": linear, "forest": forest}
+)
+PROPOSERS: Plugins[Callable[[Space, int], Proposer]] = Plugins(
+    "proposer", {"optuna": optuna, "hyperopt": hyperopt, "skopt": skopt, "skopt_forest": skopt_forest, "random": random}
+)
+EXECUTORS: dict[str, MakeExecutor] = {"processes": processes, "ray": ray}
 
 
 def learner(name: str) -> Learner:
-    """The learner that a manifest names.
-
-    Raises ``ConfigError`` for one that this version does not have.
-    """
-    if name not in LEARNERS:
-        raise ConfigError(f"learner {name!r} is not one of {', '.join(LEARNERS)}")
-    return LEARNERS[name]()
+    """The learner that a manifest names. Raises ``ConfigError`` for one that this installation does not have."""
+    return LEARNERS.find(name)()
 
 
 def connect(project: str | Path = ".") -> "Client":

@@ -1,16 +1,40 @@
 """Every proposer against the contract."""
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 
-from tidemill.core.space import Space
-from tidemill.testing.proposer_contract import ProposerContract
-from tidemill.tuning.base import Proposer
-from tidemill.tuning.optuna import OptunaProposer
+from tidemill import wiring
+from tidemill.testing.proposer_contract import Propose, ProposerContract
 
 
 class TestOptuna(ProposerContract):
     @pytest.fixture
-    def propose(self) -> Callable[[Space, int], Proposer]:
-        return OptunaProposer
+    def propose(self) -> Propose:
+        return wiring.optuna
+
+
+class TestHyperopt(ProposerContract):
+    @pytest.fixture
+    def propose(self) -> Propose:
+        return wiring.hyperopt
+
+
+class TestSkopt(ProposerContract):
+    @pytest.fixture
+    def propose(self) -> Propose:
+        return wiring.skopt
+
+
+class TestSkoptForest(ProposerContract):
+    @pytest.fixture
+    def propose(self) -> Propose:
+        return wiring.skopt_forest
+
+
+class TestRandom(ProposerContract):
+    learns: ClassVar[bool] = False
+
+    @pytest.fixture
+    def propose(self) -> Propose:
+        return wiring.random

@@ -13,7 +13,9 @@ import pytest
 
 from tidemill.bundles import BundleStore
 from tidemill.clock import SystemClock
+from tidemill.core.answers import Answerer
 from tidemill.core.auditing import sequences_rise, versions_rise
+from tidemill.core.decoding import Decoder
 from tidemill.core.outcomes import label_numbers
 from tidemill.core.schema import Feature, Schema
 from tidemill.core.training_set import Rows, balanced_weights
@@ -30,7 +32,7 @@ from tidemill.roles.trainer import Trainer
 from tidemill.settings import Bundles, Project, Settings, Tune, Verdict
 from tidemill.settings import Retrain as RetrainSettings
 from tidemill.testing.compacted import CompactedLog
-from tidemill.wiring import PROPOSERS, learner
+from tidemill.wiring import PROPOSERS, learner, processes
 from tidemill.wiring import lightgbm as lightgbm_learner
 
 TOPICS = Topics.of("test")
@@ -109,7 +111,7 @@ class World:
     def serve(self, schema: Schema = SCHEMA, tune: Tune = TUNE, **sections: Any) -> None:
         """A trainer from its start until no command waits."""
         settings = Settings(project=Project(name="test", data="x.csv"), tune=tune, **sections)
-        plan = Search(lightgbm_learner, PROPOSERS["optuna"], tune, 0, SystemClock())
+        plan = Search({"lightgbm": lightgbm_learner}, PROPOSERS.find("optuna"), processes, tune, 0, SystemClock())
         stop = threading.Event()
         trainer = Trainer(
             self.log, TOPICS, self.lake, self.store, settings, "digest", schema, lambda: self.rows, plan, SystemClock(),
@@ -411,6 +413,29 @@ def test_what_ships_is_what_was_scored(world: World) -> None:
     even = prepared.samples
     bare = Samples(even.matrix, even.labels, None, even.columns, even.categorical, even.task, even.classes)
     assert LightGBM().fit(bare, best.parameters, best.rounds, 0, 1).to_bytes() != text.encode()
+
+
+def test_a_tuned_threshold_ships_with_the_model(world: World) -> None:
+    """For F1: in the bundle, the announcement and the journal, and in the answers; where few are positive it is low."""
+    tune = msgspec.structs.replace(TUNE, metric="f1")
+    ages, works, labels = people(600, lambda age, work: age > 80, 1, noise=0.1)
+    world.rows = Rows({"age": ages, "work": works}, labels, [0] * 600)
+    world.ask("first")
+    world.serve(tune=tune)
+    (entry,) = world.journal
+    (champion,) = world.models
+    with world.store.load(entry.bundle) as bundle:
+        assert bundle.threshold == entry.threshold == champion.threshold < 0.5
+        answerer = Answerer(bundle.schema, Decoder(bundle.schema), bundle.encoder, bundle.model.predict, bundle.threshold)
+        answers = answerer.answer([msgspec.json.encode({"age": age, "work": "a"}) for age in range(17, 91)])
+    between = [
+        label for label, chance in zip(answers.predictions, answers.probability, strict=True) if chance and chance < 0.5
+    ]
+    assert answers.predictions == ["yes" if chance and chance > entry.threshold else "no" for chance in answers.probability]
+    assert "no" in between
+    kept = world.store.out_of_fold(entry.bundle)
+    assert kept is not None
+    assert kept.predictions.shape == (600,)
 
 
 def test_a_rollback_during_an_experiment_has_the_last_word(either: World) -> None:

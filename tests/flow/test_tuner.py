@@ -1,32 +1,29 @@
-"""The tuner: what a search records, how it resumes, and what it does about workers that fail or die."""
+"""The tuner: what a search records, how it resumes, when it ends, and what it does about trials that fail."""
 
-import os
-import subprocess
-import sys
-import textwrap
+import math
+import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections import Counter
 
 import msgspec
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tidemill.clock import SystemClock
-from tidemill.core.folds import make_folds
+from tidemill.core.environment import digest
 from tidemill.core.metrics import METRICS
-from tidemill.core.space import Choice, Integer, Real, Space
+from tidemill.core.pruning import TRIALS_MIN
+from tidemill.core.space import Integer, Real, Space
 from tidemill.errors import ConfigError
+from tidemill.executors.base import TrialFailed
 from tidemill.learners.base import Parameters, Scored
-from tidemill.learners.lightgbm import LightGBM
-from tidemill.messages import Trial
-from tidemill.roles.tuner import Budget, TrialFailed, TrialPool, search
-from tidemill.testing.learner_contract import a_table, cross_validated
+from tidemill.messages import Conditions, Trial
+from tidemill.roles.tuner import Budget, Evaluate, Experiment, search
+from tidemill.tuning.contest import TURNS, Contest
 from tidemill.tuning.optuna import OptunaProposer
 
 SPACE = Space({"x": Real(-5.0, 5.0), "n": Integer(0, 20)})
 RMSE = METRICS["rmse"]
-SMALL = {"num_leaves": 7, "bagging_fraction": 0.7}
+TWELVE = Budget(12)
 
 
 class Killed(BaseException):
@@ -44,25 +41,39 @@ class SlowClock(SystemClock):
         return self.now
 
 
-def score(parameters: Parameters) -> Scored:
+def score(learner: str, parameters: Parameters, bar: float | None = None) -> Scored:
+    """Two folds; the first alone where it is above the bar."""
     value = parameters["x"] ** 2 + parameters["n"]
-    return Scored([value, value], value, 10)
+    noise = math.sin(1000 * value)
+    if bar is not None and value + noise > bar:
+        return Scored([value + noise], value + noise, 10, pruned=True)
+    return Scored([value + noise, value - noise], value, 10)
+
+
+def an_experiment(metric: str = "rmse", rows: int = 100) -> Experiment:
+    conditions = Conditions(metric, "regression", 2, "stratified", False, "schema", ("x", "n"), "rows", rows, 0)
+    return Experiment("e", conditions, "optuna")
+
+
+def contest(**learners: Space) -> Contest:
+    return Contest({name: OptunaProposer(space, 3) for name, space in (learners or {"lightgbm": SPACE}).items()})
 
 
 def run(
-    evaluate: Callable[[Parameters], Scored] = score,
+    evaluate: Evaluate = score,
     recorded: list[Trial] | None = None,
-    trials: int = 12,
-    seconds: float = 0.0,
+    budget: Budget = TWELVE,
     workers: int = 1,
-    environment: str = "same",
+    prune: bool = False,
+    experiment: Experiment | None = None,
+    proposers: Contest | None = None,
 ) -> tuple[Trial, list[Trial]]:
     """The best trial, and ``recorded`` with what was added."""
     log = [] if recorded is None else recorded
-    best = search(
-        OptunaProposer(SPACE, 3), evaluate, RMSE, Budget(trials, seconds), list(log), log.append, "e", environment,
-        SlowClock(), workers,
-    )  # fmt: skip
+    experiment = experiment or an_experiment()
+    best, _ = search(
+        proposers or contest(), evaluate, RMSE, budget, list(log), log.append, experiment, SlowClock(), workers, prune
+    )
     return best, log
 
 
@@ -73,10 +84,12 @@ def tried(trials: list[Trial]) -> list[tuple[int, Parameters]]:
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("done", [0, 1, 5, 11, 12])
 def test_a_killed_search_goes_on_as_if_nothing_had_been(workers: int, done: int) -> None:
-    """Killed after any number of trials and resumed, it has exactly the numbers and parameters of one that was not."""
-    expected_best, expected = run(workers=workers)
+    """Killed after any number of trials and resumed, it has exactly the numbers, parameters and prunings of one that was
+    not, with two learners too.
+    """
+    two = {"lightgbm": SPACE, "other": SPACE}
+    expected_best, expected = run(workers=workers, prune=True, proposers=contest(**two))
     log: list[Trial] = list(expected) if done == 12 else []
-    seen: list[Trial] = []
 
     def record(trial: Trial) -> None:
         if len(log) == done:
@@ -85,155 +98,133 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(workers: int, done: int)
 
     if done < 12:
         with pytest.raises(Killed):
-            search(OptunaProposer(SPACE, 3), score, RMSE, Budget(12), [], record, "e", "same", SlowClock(), workers)
-    best = search(
-        OptunaProposer(SPACE, 3),
-        score,
-        RMSE,
-        Budget(12),
-        list(log),
-        log.append,
-        "e",
-        "same",
-        SlowClock(),
-        workers,
-        seen.append,
-    )
+            search(
+                contest(**two), score, RMSE, Budget(12), [], record, an_experiment(), SlowClock(), workers, prune=True
+            )  # fmt: skip
+    resumed_from = len(log)
+    best, log = run(recorded=log, workers=workers, prune=True, proposers=contest(**two))
     assert tried(log) == tried(expected)
-    assert [trial.number for trial in seen] == list(range(done, 12))
+    assert any(trial.pruned for trial in log)
+    assert resumed_from == done
     assert (best.number, best.score) == (expected_best.number, expected_best.score)
     assert best.score == min(trial.score for trial in log if trial.score is not None)
 
 
 def test_trials_of_another_environment_keep_their_numbers_and_teach_nothing() -> None:
     """After a change of settings no number is used twice, and the best is one that can be compared."""
-    _, log = run(trials=3, environment="old")
-    best, log = run(recorded=log, trials=4)
+    _, log = run(budget=Budget(3), experiment=an_experiment(rows=99))
+    best, log = run(recorded=log, budget=Budget(4))
     assert [trial.number for trial in log] == list(range(7))
-    assert best.environment == "same"
+    assert best.environment == digest(an_experiment().conditions) != log[0].environment
+
+
+def test_trials_of_a_learner_that_no_longer_takes_part_keep_their_numbers() -> None:
+    """The best is one that can be fitted."""
+    _, log = run(budget=Budget(4), proposers=contest(gone=SPACE))
+    best, log = run(recorded=log, budget=Budget(3))
+    assert [trial.number for trial in log] == list(range(7))
+    assert best.learner == "lightgbm"
+
+
+def test_every_trial_says_what_made_it() -> None:
+    """Learner, proposer, and the conditions whose hash is its environment."""
+    _, log = run(budget=Budget(2))
+    for trial in log:
+        assert (trial.learner, trial.proposer) == ("lightgbm", "optuna")
+        assert trial.conditions == an_experiment().conditions
+        assert trial.environment == digest(trial.conditions)
 
 
 def test_a_failed_trial_is_recorded_and_the_search_goes_on() -> None:
     """With its error and without a score; only if all fail is it an error, which tells the last one's."""
 
-    def picky(parameters: Parameters) -> Scored:
+    def picky(learner: str, parameters: Parameters, bar: float | None) -> Scored:
         if parameters["n"] > 10:
             raise TrialFailed("too many")
-        return score(parameters)
+        return score(learner, parameters)
 
-    best, log = run(picky, trials=20)
+    best, log = run(picky, budget=Budget(20))
     assert {trial.error for trial in log} == {"", "too many"}
     assert all((trial.score is None) == bool(trial.error) for trial in log)
     assert best.parameters["n"] <= 10
 
-    def never(parameters: Parameters) -> Scored:
+    def never(learner: str, parameters: Parameters, bar: float | None) -> Scored:
         raise TrialFailed("no good")
 
     with pytest.raises(ConfigError, match="all 4 trials failed; the last: no good"):
-        run(never, trials=4)
+        run(never, budget=Budget(4))
 
 
 def test_the_budget_of_seconds_ends_the_asking_once_a_trial_is_good() -> None:
     """Even a budget that is spent at once brings one good trial; recorded seconds count."""
     failures = iter([True, True])
 
-    def slow_start(parameters: Parameters) -> Scored:
+    def slow_start(learner: str, parameters: Parameters, bar: float | None) -> Scored:
         if next(failures, False):
             raise TrialFailed("not yet")
-        return score(parameters)
+        return score(learner, parameters)
 
-    best, log = run(slow_start, seconds=0.001)
+    best, log = run(slow_start, budget=Budget(12, seconds=0.001))
     assert len(log) == 3
     assert best.number == 2
-    assert len(run(recorded=log, seconds=0.001)[1]) == 3
+    assert len(run(recorded=log, budget=Budget(12, seconds=0.001))[1]) == 3
 
 
-def small_pool(workers: int = 1) -> TrialPool:
-    samples = a_table("binary")
-    folds = make_folds(samples.labels, "binary", 3, "stratified", 0)
-    return TrialPool(samples, folds, LightGBM, "log_loss", 0, rounds_max=60, patience=10, workers=workers)
+def test_at_the_deadline_a_search_does_not_wait_for_what_is_under_way() -> None:
+    """Once a trial is good; what is given up is not recorded, and the caller is told that there is something."""
+    released = threading.Event()
+
+    def second_hangs(learner: str, parameters: Parameters, bar: float | None) -> Scored:
+        if started:
+            released.wait(60)
+        started.append(learner)
+        return score(learner, parameters)
+
+    started: list[str] = []
+    log: list[Trial] = []
+    begin = time.monotonic()
+    clock, budget = SystemClock(), Budget(12, seconds=1)
+    best, given_up = search(contest(), second_hangs, RMSE, budget, [], log.append, an_experiment(), clock)
+    assert time.monotonic() - begin < 30
+    released.set()
+    assert given_up
+    assert (best.number, [trial.number for trial in log]) == (0, [0])
 
 
-def test_a_worker_scores_and_fits_what_this_process_would() -> None:
-    """The same bits; a parameter that the learner refuses fails its trial only."""
-    samples = a_table("binary")
-    expected = cross_validated(LightGBM(), samples, SMALL)
-    with small_pool() as pool:
-        assert pool.evaluate(SMALL) == expected
-        with pytest.raises(TrialFailed, match="num_leaves"):
-            pool.evaluate({"num_leaves": -1})
-        model = LightGBM().load(pool.fit(SMALL, expected.rounds))
-    ours = LightGBM().fit(samples, SMALL, expected.rounds, seed=0, threads=1)
-    assert model.predict(samples.matrix).tobytes() == ours.predict(samples.matrix).tobytes()
+def test_a_search_that_finds_nothing_better_may_end_early() -> None:
+    """After so many trials in a row; on resuming it ends at the same one."""
+    budget = Budget(200, stale=6)
+    best, log = run(budget=budget)
+    assert len(log) == best.number + 1 + 6
+    assert len(run(recorded=list(log), budget=budget)[1]) == len(log)
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that die at every second trial cost no trial; one that dies every time fails its trial."""
-    space = Space({"num_leaves": Choice((3, 7))})
-    for point, failing in (("tuner.tried:2", False), ("tuner.tried:1", True)):
-        monkeypatch.setenv("TIDEMILL_FAILPOINT", point)
-        with small_pool(workers=2) as pool:
-            if failing:
-                with pytest.raises(TrialFailed, match="died 3 times"):
-                    pool.evaluate({})
-                continue
-            log: list[Trial] = []
-            metric = METRICS["log_loss"]
-            search(
-                OptunaProposer(space, 0),
-                pool.evaluate,
-                metric,
-                Budget(4),
-                [],
-                log.append,
-                "e",
-                "v",
-                SystemClock(),
-                workers=2,
-            )
-            assert [(trial.number, trial.error) for trial in log] == [(n, "") for n in range(4)]
+def test_hopeless_trials_are_given_up_after_their_first_fold() -> None:
+    """They have no score and cannot win; the best is the one that a search without pruning finds among the same points."""
+    best, log = run(budget=Budget(40), prune=True)
+    pruned = [trial for trial in log if trial.pruned]
+    assert len(pruned) >= 5
+    assert all(trial.score is None and len(trial.fold_scores) == 1 and not trial.error for trial in pruned)
+    assert not any(trial.pruned for trial in log[:TRIALS_MIN])
+    assert best.score == min(score("", trial.parameters).score for trial in log)
 
 
-def test_workers_end_with_their_owner_even_by_kill_9(tmp_path: Path) -> None:
-    """In the middle of a trial too; the files that they read are removed."""
-    code = """
-        import numpy as np, os, sys
-        from tidemill.learners.lightgbm import LightGBM
-        from tidemill.core.folds import make_folds
-        from tidemill.roles.tuner import TrialPool
-        from tidemill.testing.learner_contract import a_table
-        if __name__ == "__main__":
-            samples = a_table("binary", 20000)
-            folds = make_folds(samples.labels, "binary", 3, "stratified", 0)
-            pool = TrialPool(samples, folds, LightGBM, "log_loss", 0, rounds_max=10**6, patience=10**6, workers=2)
-            print("ready", flush=True)
-            pool.evaluate({})
-    """
-    script = tmp_path / "owner.py"
-    script.write_text(textwrap.dedent(code))
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment) as owner:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == b"ready\n"
-        workers = psutil.Process(owner.pid).children(recursive=True)
-        wait_for(lambda: any(worker.num_threads() > 1 and worker.cpu_times().user > 1 for worker in workers))
-        owner.kill()
-    gone, alive = psutil.wait_procs(workers, timeout=30)
-    assert not alive
-    assert len(gone) >= 2
-    assert not list(tmp_path.glob("tidemill-trials-*"))
+def test_learners_compete_in_one_search() -> None:
+    """All have their turns, the better one more of them, and the best may be of any."""
 
+    def second_is_better(learner: str, parameters: Parameters, bar: float | None) -> Scored:
+        found = score(learner, parameters)
+        return found if learner == "second" else Scored([x + 50 for x in found.fold_scores], found.score + 50, 10)
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    best, log = run(second_is_better, budget=Budget(30), proposers=contest(first=SPACE, second=SPACE))
+    turns = Counter(trial.learner for trial in log)
+    assert best.learner == "second"
+    assert turns["second"] > turns["first"] >= TURNS
 
 
 def test_a_trial_survives_its_record() -> None:
     """Parameters keep their types and bits through JSON: what is resumed or refitted is what was scored."""
-    _, log = run(trials=5)
+    _, log = run(budget=Budget(5))
     for trial in log:
         again = msgspec.json.decode(msgspec.json.encode(trial), type=Trial)
         assert again == trial

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.process
 
 COMMANDS = (
     *("init", "config", "train", "predictor", "recorder", "monitor", "trainer", "tracker", "run", "mlflow", "replay"),
-    *("status", "audit", "promote", "rollback", "demo", "log"),
+    *("status", "audit", "promote", "rollback", "demo", "log", "leaderboard", "trials", "report", "import"),
 )
 
 

@@ -16,16 +16,19 @@ from types import ModuleType
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+import tidemill.wiring
 from tidemill.core.folds import make_folds
+from tidemill.executors.base import TrialFailed, Work
+from tidemill.executors.processes import Processes
 from tidemill.learners.base import Learner
 from tidemill.log.base import Message, read_all
 from tidemill.messages import JournalEntry, Retrain, Trial, to_bytes
+from tidemill.plugins import Plugins
 from tidemill.priority import OOM_SCORE, cores_for
 from tidemill.roles.reading import decoded
-from tidemill.roles.tuner import TrialFailed, TrialPool
 from tidemill.testing.faults import quick_project, wait_for
 from tidemill.testing.learner_contract import a_table
-from tidemill.wiring import LEARNERS, Wiring
+from tidemill.wiring import Wiring
 
 pytestmark = pytest.mark.process
 
@@ -122,11 +125,12 @@ def hungry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("hungry")
 
 
-def small_pool(learner: Callable[[], Learner]) -> TrialPool:
+def small_pool(learner: Callable[[], Learner]) -> Processes:
     """Workers that may take 0.5 GB."""
     samples = a_table("binary")
     folds = make_folds(samples.labels, "binary", 3, "stratified", 0)
-    return TrialPool(samples, folds, learner, "log_loss", 0, rounds_max=20, patience=5, memory_bytes=500_000_000)
+    work = Work({"it": learner}, "log_loss", 0, rounds_max=20, patience=5, memory_bytes=500_000_000)
+    return Processes(samples, folds, work)
 
 
 def test_a_trial_that_wants_too_much_memory_fails_and_says_so(hungry: ModuleType) -> None:
@@ -135,22 +139,22 @@ def test_a_trial_that_wants_too_much_memory_fails_and_says_so(hungry: ModuleType
     reason = r"^out of memory \(trainer\.memory_gb gives a worker 0\.5 GB\): .*MemoryError"
     with small_pool(hungry.Hungry) as pool:
         with pytest.raises(TrialFailed, match=reason):
-            pool.evaluate({"eats": 1_000_000_000})
-        assert math.isfinite(pool.evaluate({"eats": 1_000_000}).score)
+            pool.evaluate("it", {"eats": 1_000_000_000})
+        assert math.isfinite(pool.evaluate("it", {"eats": 1_000_000}).score)
     assert resource.getrlimit(resource.RLIMIT_DATA) == own
 
 
 def test_a_library_that_is_refused_memory_is_understood(hungry: ModuleType) -> None:
     """What C++ calls it, in LightGBM's own error."""
     with small_pool(hungry.Clumsy) as pool, pytest.raises(TrialFailed, match=r"^out of memory \(trainer\.memory_gb"):
-        pool.evaluate({})
+        pool.evaluate("it", {})
 
 
 def test_an_experiment_that_runs_out_of_memory_fails_in_one_line(
     tmp_path: Path, hungry: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trainer goes on: the trials and the journal say which setting to mend."""
-    monkeypatch.setitem(LEARNERS, "lightgbm", hungry.Hungry)
+    monkeypatch.setattr(tidemill.wiring, "LEARNERS", Plugins("learner", {"lightgbm": hungry.Hungry}))
     quick_project(tmp_path / "p", "p", {"tune.trials": "2", "trainer.memory_gb": "0.5"})
     wiring, stop = Wiring(tmp_path / "p"), threading.Event()
     try:

@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from tidemill.bundles import EDGE_ROWS, FILES, GOLDEN_ROWS, BundleStore, Card, Golden, gives
+from tidemill.bundles import (
+    DECISION,
+    EDGE_ROWS,
+    FILES,
+    GOLDEN_ROWS,
+    OPTIONAL,
+    OUT_OF_FOLD,
+    BundleStore,
+    Card,
+    Golden,
+    OutOfFold,
+    gives,
+)
 from tidemill.core.encoder import Encoder
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BundleRefused, Unavailable, UnknownModel
@@ -36,6 +48,8 @@ CARD = Card(
     created_at=1_700_000_000_000,
 )
 
+THRESHOLD = 0.3
+
 
 def a_model(rounds: int = 5) -> tuple[Model, Encoder, Matrix]:
     rng = np.random.default_rng(0)
@@ -55,7 +69,7 @@ def store(tmp_path: Path) -> BundleStore:
 @pytest.fixture
 def bundle(store: BundleStore) -> str:
     model, encoder, matrix = a_model()
-    return store.write(model, encoder, CARD, matrix)
+    return store.write(model, encoder, CARD, matrix, THRESHOLD, OutOfFold(matrix[:, 1], matrix[:, 0]))
 
 
 def test_what_is_loaded_is_what_was_written(store: BundleStore, bundle: str) -> None:
@@ -76,13 +90,13 @@ def test_what_is_loaded_is_what_was_written(store: BundleStore, bundle: str) -> 
 def test_the_name_is_the_content(store: BundleStore, bundle: str) -> None:
     """The same content twice is one bundle, under the first card; another model is another."""
     model, encoder, matrix = a_model()
-    assert store.write(model, encoder, msgspec.structs.replace(CARD, version=9), matrix) == bundle
+    assert store.write(model, encoder, msgspec.structs.replace(CARD, version=9), matrix, THRESHOLD) == bundle
     assert store.manifest(bundle).version == 4
     other = store.write(*a_model(6)[:2], CARD, matrix)
     assert store.bundles() == sorted([bundle, other])
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *OPTIONAL])
 def test_no_bit_flips_unnoticed(store: BundleStore, bundle: str, name: str) -> None:
     """Any single bit of any file: refused, by the file's name. Every bit of the small files, spread ones of the others."""
     path = store.root / bundle / name
@@ -97,7 +111,7 @@ def test_no_bit_flips_unnoticed(store: BundleStore, bundle: str, name: str) -> N
     store.verify(bundle)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, DECISION])
 def test_missing_and_cut_files_are_refused(store: BundleStore, bundle: str, name: str) -> None:
     """Empty, cut by a byte, longer by one, gone, a folder: by every way in."""
     path = store.root / bundle / name
@@ -113,6 +127,32 @@ def test_missing_and_cut_files_are_refused(store: BundleStore, bundle: str, name
     path.mkdir()
     with pytest.raises(BundleRefused, match=name):
         store.load(bundle)
+
+
+def test_the_threshold_is_part_of_what_a_bundle_is(store: BundleStore, bundle: str) -> None:
+    """Another one is another bundle; 0.5 needs no file, so that a bundle without one is what it was."""
+    model, encoder, matrix = a_model()
+    plain = store.write(model, encoder, CARD, matrix)
+    assert len({bundle, plain, store.write(model, encoder, CARD, matrix, 0.4)}) == 3
+    assert not (store.root / plain / DECISION).exists()
+    for name, threshold in ((bundle, THRESHOLD), (plain, 0.5)):
+        with store.load(name) as loaded:
+            assert loaded.threshold == threshold
+
+
+def test_predictions_out_of_fold_are_kept_and_not_needed_to_serve(store: BundleStore, bundle: str) -> None:
+    """They come back to the bit; damaged or gone, they are refused where they are asked for, and the model still loads."""
+    model, encoder, matrix = a_model()
+    found = store.out_of_fold(bundle)
+    assert found is not None
+    assert (found.labels.tobytes(), found.predictions.tobytes()) == (matrix[:, 1].tobytes(), matrix[:, 0].tobytes())
+    assert store.out_of_fold(store.write(model, encoder, CARD, matrix)) is None
+    path = store.root / bundle / OUT_OF_FOLD
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:-1]), path.unlink):
+        damage()
+        store.load(bundle).close()
+        with pytest.raises(BundleRefused, match=OUT_OF_FOLD):
+            store.out_of_fold(bundle)
 
 
 def test_an_extra_file_is_refused(store: BundleStore, bundle: str) -> None:
@@ -141,7 +181,7 @@ def test_writing_mends_a_damaged_bundle(store: BundleStore, bundle: str) -> None
     """The same content again takes the damaged one's place."""
     (store.root / bundle / "model.txt").write_bytes(b"")
     model, encoder, matrix = a_model()
-    assert store.write(model, encoder, CARD, matrix) == bundle
+    assert store.write(model, encoder, CARD, matrix, THRESHOLD) == bundle
     store.verify(bundle)
 
 

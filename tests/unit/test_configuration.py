@@ -109,7 +109,7 @@ def test_paths_are_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (TOML + '[tune]\ntrials = "9"\n', "tune.trials = '9': must be a whole number from 1 on"),
         (TOML + "[tune]\nfolds = 30\n", "tune.folds = 30: must be a whole number from 2 up to 20"),
         (TOML + "[tune]\nunbalanced = 1\n", "tune.unbalanced = 1: must be true or false"),
-        (TOML + "[tune]\nlearner = 'xgb'\n", "tune.learner = 'xgb': must be \"lightgbm\""),
+        (TOML + "[tune]\nexecutor = 'k8s'\n", 'tune.executor = \'k8s\': must be "processes" or "ray"'),
         (TOML + "[verdict]\nconfidence = 1\n", "verdict.confidence = 1: must be a number above 0.5 below 1"),
         (TOML + "[verdict]\npolicy = 3\n", 'must be "always" or "better" or "manual"'),
         (TOML + "[trainer]\ncores = -1\n", "DIR/tidemill.toml: trainer.cores = -1: must be a whole number from 0 on"),

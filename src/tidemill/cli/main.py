@@ -5,14 +5,20 @@ import os
 import sys
 import traceback
 
-from tidemill.cli import data, demo, log, project, replay, roles
+from tidemill.cli import data, demo, log, project, replay, roles, trials
 from tidemill.cli.options import Commands, Parser
 from tidemill.errors import TidemillError
 
 EXTRAS = {
     **dict.fromkeys(("polars", "deltalake", "optuna", "sklearn"), "train"),
     "mlflow": "mlflow",
+    "hyperopt": "hyperopt",
+    "skopt": "skopt",
+    "xgboost": "xgboost",
+    "catboost": "catboost",
+    "ray": "ray",
     "confluent_kafka": "kafka",
+    "plotly": "report",
 }
 """What the base install lacks: a predictor needs none of it."""
 
@@ -26,7 +32,7 @@ def declare() -> tuple[Parser, Commands]:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json-logs", action="store_true", help="log lines as JSON")
     commands = Commands(parser)
-    for module in (project, roles, replay, data, demo, log):
+    for module in (project, roles, replay, data, trials, demo, log):
         module.declare(commands)
     return parser, commands
 

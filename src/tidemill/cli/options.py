@@ -73,7 +73,7 @@ class Commands:
         """Listed with the first sentence of its text."""
         paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
         first = paragraphs[0].partition(". ")[0].removesuffix(".")
-        self._parser.epilog = f"{self._parser.epilog}\n  {_filled(f'{name:<11}{first}', 13)}"
+        self._parser.epilog = f"{self._parser.epilog}\n  {_filled(f'{name:<12}{first}', 14)}"
         parser: Parser = self._choices.add_parser(name, description="\n\n".join(map(_filled, paragraphs)))
         return parser
 

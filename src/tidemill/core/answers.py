@@ -37,12 +37,15 @@ class Answers(Struct, frozen=True):
 
 
 class Answerer(Struct, frozen=True):
-    """A schema's decoder, an encoder and a model that belong together. Used by one thread at a time (the model is)."""
+    """A schema's decoder, an encoder, a model and its threshold that belong together. Used by one thread at a time (the
+    model is).
+    """
 
     schema: Schema
     decoder: Decoder
     encoder: Encoder
     predict: Predict
+    threshold: float = 0.5
 
     def answer(self, values: Sequence[bytes]) -> Answers:
         """Decode, encode and score a batch; scores that are not finite make their requests bad (JSON would write null)."""
@@ -56,15 +59,15 @@ class Answerer(Struct, frozen=True):
             refused = [rows[place] for place in np.flatnonzero(~finite)]
             bad = [*bad, *((row, BadRecord("non_finite_score", "", "the model's answer is not finite")) for row in refused)]
             rows, scores = [rows[place] for place in np.flatnonzero(finite)], scores[finite]
-        return Answers(rows, *answer_values(self.schema, scores), bad, encoded)
+        return Answers(rows, *answer_values(self.schema, scores, self.threshold), bad, encoded)
 
 
 def answer_values(
-    schema: Schema, scores: Scores
+    schema: Schema, scores: Scores, threshold: float = 0.5
 ) -> tuple[list[Label], list[float | None], list[dict[str, float] | None], list[float | None]]:
     """Scores -> predictions, probability, probabilities, value: lists of equal length.
 
-    Binary: the second class where its probability is above one half. Multiclass: the most probable class, the first of
+    Binary: the second class where its probability is above the threshold. Multiclass: the most probable class, the first of
     equals; probabilities are keyed by the labels' text.
     """
     nothing: list[None] = [None] * len(scores)
@@ -72,7 +75,7 @@ def answer_values(
         values = scores.tolist()
         return values, list(nothing), list(nothing), values
     if schema.task == "binary":
-        labels = [schema.classes[number] for number in (scores > 0.5).tolist()]
+        labels = [schema.classes[number] for number in (scores > threshold).tolist()]
         return labels, scores.tolist(), list(nothing), list(nothing)
     names = [category_text(label) for label in schema.classes]
     labels = [schema.classes[number] for number in scores.argmax(axis=1).tolist()]

@@ -2,7 +2,8 @@
 
 A metric that is not defined on some rows (no rows; for ``auc``, ``average_precision`` and ``r2`` rows of one class or
 value; for ``f1`` no positive, neither true nor predicted) is NaN there, never a number that looks like a score.
-A class is predicted where its probability is the highest, the first of equals: of two classes the second above 0.5.
+A class is predicted where its probability is the highest, the first of equals: of two classes the second above the
+model's threshold, which is 0.5 unless the metric is one that ``decides``.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ Values = NDArray[np.float64]
 class Metric(Struct, frozen=True):
     """``function(labels float64[n], predictions)`` is the score; predictions as ``Model.predict`` gives them.
 
-    ``losses`` gives each row's own loss (float64[n]) where the metric is a mean over rows, else it is None.
+    ``losses`` gives each row's own loss (float64[n]) where the metric is a mean over rows, else it is None. One that
+    ``decides`` depends on where the second class begins: the threshold is tuned for it, and kept with the model.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Metric(Struct, frozen=True):
     greater_is_better: bool
     function: Callable[[Values, Values], float]
     losses: Callable[[Values, Values], Values] | None = None
+    decides: bool = False
 
     def loss(self, score: float) -> float:
         """The score as something to minimise."""
@@ -36,6 +39,15 @@ class Metric(Struct, frozen=True):
     def better(self, score: float, than: float) -> bool:
         """Whether a score beats another."""
         return self.loss(score) < self.loss(than)
+
+    def at(self, predictions: Values, threshold: float) -> Values:
+        """Predictions as ``function`` takes them for a model of this threshold."""
+        return (predictions > threshold).astype(np.float64) if self.decides else predictions
+
+    @property
+    def grows_by(self) -> "Metric":
+        """The metric by which the number of rounds is found: this one, unless it moves by leaps."""
+        return METRICS["log_loss"] if self.decides else self
 
 
 def metric(name: str, task: Task) -> Metric:
@@ -116,6 +128,26 @@ def _f1_of(true: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> float:
     return 2 * int((true & chosen).sum()) / positives if positives else float("nan")
 
 
+def best_threshold(labels: Values, predictions: Values) -> float:
+    """The probability above which the second class is predicted so that F1 is highest, midway between two predictions.
+
+    0.5 where no label is of that class. Lipton, Elkan and Naryanaswamy, Optimal Thresholding of Classifiers to Maximize F1
+    Measure, 2014: it is half the best F1 for calibrated probabilities, so never above 0.5; here it is found by trying all.
+    """
+    order = np.argsort(-predictions, kind="stable")
+    chances, hits = predictions[order], np.cumsum(labels[order] > 0.5)
+    if not len(hits) or hits[-1] == 0:
+        return 0.5
+    chosen = np.arange(1, len(hits) + 1)
+    following = np.append(chances[1:], 0.0)
+    scores = np.where(chances > following, 2 * hits / (chosen + hits[-1]), -1.0)
+    best = int(scores.argmax())
+    if scores[best] < 0:
+        return 0.5
+    middle = float((chances[best] + following[best]) / 2)
+    return middle if middle < chances[best] else float(following[best])
+
+
 def _auc(labels: Values, predictions: Values) -> float:
     from sklearn.metrics import roc_auc_score  # here, for it takes a second that a predictor need not wait
 
@@ -139,7 +171,7 @@ METRICS: dict[str, Metric] = {
         Metric("brier", _BINARY, False, _mean(_squared_errors), _squared_errors),
         Metric("auc", _BINARY, True, _auc),
         Metric("average_precision", _BINARY, True, _average_precision),
-        Metric("f1", _BINARY, True, _f1),
+        Metric("f1", _BINARY, True, _f1, decides=True),
         Metric("accuracy", (*_BINARY, *_MULTICLASS), True, _accuracy, _mistakes),
         Metric("multi_log_loss", _MULTICLASS, False, _mean(_multi_log_losses), _multi_log_losses),
         Metric("macro_f1", _MULTICLASS, True, _macro_f1),

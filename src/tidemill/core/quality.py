@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -46,15 +46,15 @@ class Quality:
         if number is not None and scores:
             self._windows.setdefault(version, deque(maxlen=self._rows)).append((number, scores))
 
-    def measured(self) -> list[Measured]:
-        """The score of every version for which the metric is defined, oldest version first."""
-        found = [self._measure(version) for version in sorted(self._windows)]
+    def measured(self, thresholds: Mapping[int, float] = {}) -> list[Measured]:
+        """The score of every version for which the metric is defined, oldest version first; each at its own threshold."""
+        found = [self._measure(version, thresholds.get(version, 0.5)) for version in sorted(self._windows)]
         return [one for one in found if math.isfinite(one.score)]
 
-    def _measure(self, version: int) -> Measured:
+    def _measure(self, version: int, threshold: float) -> Measured:
         window = self._windows[version]
         labels = np.array([number for number, _ in window])
         scores = np.array([scores for _, scores in window], dtype=np.float64)
         if self._schema.task != "multiclass":
             scores = scores[:, 0]
-        return Measured(version, float(self._metric.function(labels, scores)), len(window))
+        return Measured(version, float(self._metric.function(labels, self._metric.at(scores, threshold))), len(window))

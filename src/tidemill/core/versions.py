@@ -70,7 +70,7 @@ def announced(models: Iterable[ModelVersion], journal: Iterable[JournalEntry]) -
 def _told(entry: JournalEntry) -> ModelVersion:
     slot: Slot = "champion" if entry.verdict == "promoted" else "challenger"
     place = (entry.version, entry.bundle, entry.bundle, "", slot)
-    return ModelVersion(*place, entry.data_version, entry.experiment, entry.at, sequence=0)
+    return ModelVersion(*place, entry.data_version, entry.experiment, entry.at, sequence=0, threshold=entry.threshold)
 
 
 _decoder = msgspec.json.Decoder(ModelVersion)

@@ -1,13 +1,13 @@
 """A learner turns a training set into a model, and scores hyper-parameters by cross-validation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
-from tidemill.core.metrics import Metric
+from tidemill.core.metrics import Metric, best_threshold
 from tidemill.core.schema import Task
 from tidemill.core.space import Space
 
@@ -33,11 +33,17 @@ class Samples(Struct, frozen=True):
 
 
 class Scored(Struct, frozen=True):
-    """What a cross-validation found: the metric on each fold at ``rounds``, where the folds' mean was best."""
+    """What a cross-validation found: the metric on each fold at ``rounds``, where the folds' mean was best.
+
+    Where it was ``pruned``, all is of the first fold alone. A metric that decides is scored with the ``threshold`` that is
+    best for the folds together.
+    """
 
     fold_scores: list[float]
     score: float
     rounds: int
+    pruned: bool = False
+    threshold: float = 0.5
 
 
 class Model(Protocol):
@@ -88,8 +94,13 @@ class Learner(Protocol):
         threads: int,
         rounds_max: int,
         patience: int,
+        bar: float | None = None,
     ) -> Scored:
-        """Train on each fold, all stopped jointly once the folds' mean has not improved for ``patience`` rounds."""
+        """Train on each fold, all stopped jointly once the folds' mean has not improved for ``patience`` rounds.
+
+        With a ``bar`` the first fold is trained alone until it has not improved for as long; where its loss is above the
+        bar, that is all. Else the result is the same as without.
+        """
         ...
 
     def fit(self, samples: Samples, parameters: Parameters, rounds: int, seed: int, threads: int) -> Model:
@@ -111,3 +122,116 @@ class Learner(Protocol):
         trusted: a damaged model may end the process.
         """
         ...
+
+    def importances(self, data: bytes) -> NDArray[np.float64]:
+        """float64[k]: what each column of the matrix brought to the model of these trusted bytes, never below 0, and 0 where
+        it is not used. In the learner's own unit (of trees what their splits gained), so only shares of the sum compare.
+        """
+        ...
+
+
+def taken(samples: Samples, rows: NDArray[np.intp]) -> Samples:
+    """Some of the rows, with their weights."""
+    weights = None if samples.weights is None else samples.weights[rows]
+    return structs.replace(samples, matrix=samples.matrix[rows], labels=samples.labels[rows], weights=weights)
+
+
+def out_of_fold(
+    learner: Learner,
+    samples: Samples,
+    folds: Sequence[Fold],
+    parameters: Parameters,
+    rounds: int,
+    seed: int,
+    threads: int,
+) -> NDArray[np.float64]:
+    """float64[n] or float64[n, classes]: for each row the prediction of a model that has not learnt from it, as
+    ``cross_validate`` scored them; NaN for rows that no fold scores.
+    """
+    wide = (samples.classes,) if samples.task == "multiclass" else ()
+    found = np.full((len(samples.labels), *wide), np.nan)
+    for rows, scored in folds:
+        model = learner.fit(taken(samples, rows), parameters, rounds, seed, threads)
+        found[scored] = model.predict(samples.matrix[scored])
+    return found
+
+
+class GrowingFold(Protocol):
+    """A model of one fold that learns round by round, as far as it is asked about."""
+
+    def score(self, rounds: int) -> float:
+        """The metric ``grows_by`` on the fold's other rows after so many rounds; asked for 1, 2, 3 ..."""
+        ...
+
+    def predict(self, rounds: int) -> NDArray[np.float64]:
+        """The predictions for these rows after so many rounds, as a model's."""
+        ...
+
+
+class FittedFold:
+    """A fold of a learner without rounds: fitted at once, and the same after any number of them."""
+
+    def __init__(self, samples: Samples, fold: Fold, metric: Metric, fit: Callable[[Samples], Model]) -> None:
+        rows, scored = fold
+        self._predictions = fit(taken(samples, rows)).predict(samples.matrix[scored])
+        self._score = metric.function(samples.labels[scored], self._predictions)
+
+    def score(self, rounds: int) -> float:
+        return self._score
+
+    def predict(self, rounds: int) -> NDArray[np.float64]:
+        return self._predictions
+
+
+def grown(
+    make: Callable[[Fold], GrowingFold],
+    samples: Samples,
+    folds: Sequence[Fold],
+    metric: Metric,
+    rounds_max: int,
+    patience: int,
+    bar: float | None,
+) -> Scored:
+    """``Learner.cross_validate`` for a learner that learns in rounds; ``make`` begins a fold's model. All folds stop
+    together: stopping each alone shifts losses by up to 0.0015.
+    """
+    growing = [make(folds[0])]
+    if bar is not None:
+        rounds = best_rounds(growing, metric.grows_by, rounds_max, patience)
+        alone = scored_folds(metric, samples, folds[:1], [growing[0].predict(rounds)], rounds, pruned=True)
+        if metric.loss(alone.score) > bar:
+            return alone
+    growing += [make(fold) for fold in folds[1:]]
+    rounds = best_rounds(growing, metric.grows_by, rounds_max, patience)
+    return scored_folds(metric, samples, folds, [fold.predict(rounds) for fold in growing], rounds)
+
+
+def best_rounds(folds: Sequence[GrowingFold], metric: Metric, rounds_max: int, patience: int) -> int:
+    """Grow until the folds' mean has not improved for ``patience`` rounds; where it was best."""
+    best, best_loss = 1, np.inf
+    for number in range(1, rounds_max + 1):
+        loss = metric.loss(float(np.mean([fold.score(number) for fold in folds])))
+        if loss < best_loss:
+            best, best_loss = number, loss
+        elif number - best >= patience:
+            break
+    return best
+
+
+def scored_folds(
+    metric: Metric,
+    samples: Samples,
+    folds: Sequence[Fold],
+    predictions: Sequence[NDArray[np.float64]],
+    rounds: int,
+    pruned: bool = False,
+) -> Scored:
+    """The metric on each fold's scored rows, given their predictions; ``ValueError`` where it is not defined on one."""
+    labels = [samples.labels[scored] for _, scored in folds]
+    threshold = best_threshold(np.concatenate(labels), np.concatenate(predictions)) if metric.decides else 0.5
+    pairs = zip(labels, predictions, strict=True)
+    scores = [metric.function(true, metric.at(found, threshold)) for true, found in pairs]
+    mean = float(np.mean(scores))
+    if not np.isfinite(mean):
+        raise ValueError(f"{metric.name} is not defined on some fold: {scores}")
+    return Scored(scores, mean, rounds, pruned, threshold)

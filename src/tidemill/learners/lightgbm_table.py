@@ -29,6 +29,7 @@ from tidemill.learners.lightgbm_text import (
     Integers,
     NotForTable,
 )
+from tidemill.learners.probabilities import FEW_ROWS, exp, sigmoid, softmax
 
 WORD = 64
 SLOTS = WORD + 1
@@ -42,8 +43,6 @@ ZERO = float(np.float32(1e-35))
 """LightGBM takes a value up to this size for zero (``kZeroThreshold``)."""
 CHUNK_BYTES = 1 << 18
 """Of words that are worked on at a time, so that they stay in the processor's second cache."""
-FEW_ROWS = 4
-"""Up to here Python's bisect is quicker than NumPy's call for each feature."""
 
 Words = NDArray[np.uint64]
 
@@ -254,8 +253,6 @@ def _fill_categories(forest: Forest, parts: _Parts, bounds: Floats, words: Words
         np.bitwise_and.at(words[code], parts.column, np.where(goes, parts.left, parts.right))
 
 
-EXP_SAFE = 709.0
-"""Below this no exp is infinite."""
 EDGE_ROWS_MAX, EDGE_VALUES_MAX = 4096, 1 << 22
 _ODD = (np.nan, 0.0, -0.0, 1e-35, -1e-35, -0.5, -1.0, 1e300, -1e300, 2.0**31, -(2.0**31), np.inf, -np.inf)
 
@@ -305,7 +302,9 @@ class NumpyScorer:
         return np.concatenate([self._sums(self._left(matrix[start : start + self._step])) for start in steps])
 
     def _left_of_one(self, row: list[float]) -> Words:
-        """The leaves that one row comes to, uint64[C]; NaN, which alone differs from itself, is above all bounds."""
+        """The leaves that one row comes to, uint64[C]; NaN, which alone differs from itself, is above all bounds. Bisect is
+        quicker here than NumPy's call for each feature.
+        """
         rows = [
             first + (bisect_left(bounds, value) if (value := row[feature]) == value else most)
             for feature, bounds, most, first in self._places
@@ -349,42 +348,15 @@ def answers(forest: Forest, sums: Floats) -> Floats:
     if forest.average:
         sums = sums / (forest.trees // forest.outputs)
     if forest.transform == "softmax":
-        return _softmax(sums)
+        return softmax(sums)
     found = _TRANSFORMS[forest.transform](sums.ravel(), forest.sigmoid)
     return found.reshape(sums.shape) if forest.outputs > 1 else found
-
-
-def _exp(values: Floats) -> Floats:
-    """The C library's, as LightGBM's is; NumPy's own differs in last bits."""
-    exp = math.exp if values.max() < EXP_SAFE else _exp_of
-    return np.fromiter(map(exp, values.tolist()), np.float64, len(values))
-
-
-def _exp_of(value: float) -> float:
-    """Python raises where C says infinite."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
-def _sigmoid(sums: Floats, factor: float) -> Floats:
-    """A few by Python alone, which is done before NumPy has begun."""
-    if len(sums) <= FEW_ROWS:
-        return np.array([1.0 / (1.0 + _exp_of(-factor * one)) for one in sums.tolist()])
-    return 1.0 / (1.0 + _exp(-factor * sums))
-
-
-def _softmax(sums: Floats) -> Floats:
-    """Class by class: the order of a sum decides its last bit."""
-    powers = _exp((sums - sums.max(axis=1, keepdims=True)).ravel()).reshape(sums.shape)
-    return powers / np.add.accumulate(powers, axis=1)[:, -1:]
 
 
 _TRANSFORMS: dict[str, Callable[[Floats, float], Floats]] = {
     "none": lambda sums, _: sums,
     "square": lambda sums, _: np.sign(sums) * sums * sums,
-    "exp": lambda sums, _: _exp(sums),
-    "sigmoid": _sigmoid,
-    "log1p_exp": lambda sums, _: np.fromiter(map(math.log1p, _exp(sums).tolist()), np.float64, len(sums)),
+    "exp": lambda sums, _: exp(sums),
+    "sigmoid": sigmoid,
+    "log1p_exp": lambda sums, _: np.fromiter(map(math.log1p, exp(sums).tolist()), np.float64, len(sums)),
 }

@@ -1,30 +1,35 @@
 """One experiment in steps: prepare the rows, search, fit, judge. Nothing here knows of the log or of the lake."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.bundles import Bundle
+from tidemill.bundles import Bundle, OutOfFold
 from tidemill.clock import Clock
+from tidemill.core import training_set
 from tidemill.core.decoding import Decoded, Decoder
 from tidemill.core.encoder import Encoder
-from tidemill.core.folds import make_folds
+from tidemill.core.environment import digest
+from tidemill.core.folds import Split, make_folds
+from tidemill.core.memory import recall
 from tidemill.core.metrics import Metric, metric
 from tidemill.core.outcomes import label_numbers
-from tidemill.core.schema import Schema
+from tidemill.core.schema import Schema, Task
 from tidemill.core.space import Space
-from tidemill.core.training_set import Rows, balanced_weights, digest
+from tidemill.core.training_set import Rows, balanced_weights
 from tidemill.core.verdict import Comparison, compare
 from tidemill.errors import BadRecord, ConfigError
+from tidemill.executors.base import Executor, MakeExecutor, Work
 from tidemill.learners.base import Fold, Learner, Matrix, Model, Samples
-from tidemill.messages import Label, Trial
-from tidemill.roles.tuner import Budget, TrialPool, search
+from tidemill.messages import Conditions, Label, Trial
+from tidemill.roles.tuner import Budget, Experiment, search
 from tidemill.settings import Tune
 from tidemill.tuning.base import Proposer
+from tidemill.tuning.contest import Contest
+from tidemill.tuning.random import RandomProposer
+from tidemill.tuning.remembering import Remembering
 
 GOLDEN_ROWS = 64
 
@@ -62,20 +67,30 @@ class Prepared(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A model with what made it, and the rows that a loader must score alike."""
+    """A model with its threshold and what made it, and the rows that a loader must score alike."""
 
     model: Model
+    threshold: float
     encoder: Encoder
     golden: Matrix
     rows: int
     digest: str
 
 
+class Found(NamedTuple):
+    """What a search came to: its best trial, that as a model on all rows, and as predictions for rows not learnt from."""
+
+    best: Trial
+    fitted: Fitted
+    out_of_fold: OutOfFold
+
+
 class Search(NamedTuple):
     """What one search needs besides its data; ``memory_bytes`` is what its workers may take together, 0 has no limit."""
 
-    learner: Callable[[], Learner]
+    learners: dict[str, Callable[[], Learner]]
     proposer: Callable[[Space, int], Proposer]
+    executor: MakeExecutor
     settings: Tune
     seed: int
     clock: Clock
@@ -93,9 +108,14 @@ def prepare(schema: Schema, rows: Rows, tune: Tune, seed: int) -> Prepared:
     labels = _labels(schema, rows.outcomes)
     weights = balanced_weights(labels, len(schema.classes)) if tune.unbalanced and schema.classes else None
     samples = Samples(matrix, labels, weights, schema.columns, encoder.categorical, schema.task, len(schema.classes))
-    split = tune.split if tune.split != "auto" else ("time" if schema.time else "stratified")
-    folds = make_folds(labels, schema.task, tune.folds, split, seed)
-    return Prepared(encoder, samples, folds, digest(matrix, labels, schema.columns))
+    folds = make_folds(labels, schema.task, tune.folds, _split(schema, tune), seed)
+    return Prepared(encoder, samples, folds, training_set.digest(matrix, labels, schema.columns))
+
+
+def _split(schema: Schema, tune: Tune) -> Split:
+    if tune.split != "auto":
+        return tune.split
+    return "time" if schema.time else "stratified"
 
 
 def _encoded(encoder: Encoder, rows: Rows) -> Matrix:
@@ -119,65 +139,121 @@ def _labels(schema: Schema, outcomes: Sequence[Label]) -> NDArray[np.float64]:
         raise ConfigError(f"a label of the training data does not fit schema.json, mend one of them: {error}") from error
 
 
-def environment(schema: Schema, tune: Tune, measure: Metric, seed: int, training: str) -> str:
-    """SHA-256 of what makes two trials comparable: metric, folds, schema, learner, seed, training set."""
-    facts = [measure.name, tune.folds, tune.split, tune.learner, tune.unbalanced, schema.digest(), seed, training]
-    return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
+def conditions(prepared: Prepared, tune: Tune, measure: Metric, seed: int) -> Conditions:
+    """What makes this search's trials comparable with others."""
+    schema = prepared.encoder.schema
+    return Conditions(
+        metric=measure.name,
+        task=schema.task,
+        folds=tune.folds,
+        split=_split(schema, tune),
+        unbalanced=tune.unbalanced,
+        schema=schema.digest(),
+        features=schema.columns,
+        training_set=prepared.digest,
+        rows=len(prepared.samples.labels),
+        seed=seed,
+    )
 
 
 def run_search(
     experiment: str,
     prepared: Prepared,
     plan: Search,
-    recorded: Sequence[Trial],
+    trials: Sequence[Trial],
     record: Callable[[Trial], None],
-) -> tuple[Trial, bytes]:
-    """The best trial, and the model's bytes: fitted on all rows with exactly what was scored."""
-    tune, samples = plan.settings, prepared.samples
-    measure = metric(tune.metric, samples.task)
-    with _pool(prepared, plan, tune.workers) as pool:
-        best = search(
-            plan.proposer(plan.learner().space(samples.task), plan.seed),
-            pool.evaluate,
-            measure,
-            Budget(tune.trials, tune.seconds),
-            recorded,
-            record,
-            experiment,
-            environment(prepared.encoder.schema, tune, measure, plan.seed, prepared.digest),
-            plan.clock,
-            workers=tune.workers,
-        )
-        return best, pool.fit(best.parameters, best.rounds)
+) -> Found:
+    """The best trial, and the model on all rows with exactly what was scored; see ``find_best``."""
+    with make_executor(prepared, plan, plan.settings.workers) as executor:
+        best = find_best(experiment, prepared, plan, trials, record, executor)
+        return Found(best, _fit(executor, best, prepared, plan), _out_of_fold(executor, best, prepared))
+
+
+def find_best(
+    experiment: str,
+    prepared: Prepared,
+    plan: Search,
+    trials: Sequence[Trial],
+    record: Callable[[Trial], None],
+    executor: Executor,
+) -> Trial:
+    """The best trial of the budget. ``trials`` are all that the project has, in the order in which they were recorded."""
+    tune = plan.settings
+    measure = metric(tune.metric, prepared.samples.task)
+    ours = conditions(prepared, tune, measure, plan.seed)
+    best, given_up = search(
+        _contest(plan, ours, _before(trials, experiment, digest(ours)) if tune.memory else ()),
+        executor.evaluate,
+        measure,
+        Budget(tune.trials, tune.seconds, tune.stale),
+        trials,
+        record,
+        Experiment(experiment, ours, tune.proposer),
+        plan.clock,
+        tune.workers,
+        tune.prune,
+    )
+    if given_up:
+        executor.abandon()
+    return best
+
+
+def _before(trials: Sequence[Trial], experiment: str, environment: str) -> Sequence[Trial]:
+    """Those that were there when the experiment began: the same each time it is resumed."""
+    begun = next(
+        (i for i, trial in enumerate(trials) if (trial.experiment, trial.environment) == (experiment, environment)), None
+    )
+    return trials[:begun]
+
+
+def _contest(plan: Search, ours: Conditions, past: Sequence[Trial]) -> Contest:
+    proposers: dict[str, Proposer] = {}
+    for name, make in plan.learners.items():
+        space = make().space(cast(Task, ours.task))
+        recalled = recall(past, name, space, ours.metric, cast(Task, ours.task))
+        if recalled.retry:
+            known = Space(space.dimensions, space.fixed)
+            proposers[name] = Remembering(plan.proposer(known, plan.seed), recalled, RandomProposer(known, plan.seed))
+        else:
+            proposers[name] = plan.proposer(space, plan.seed)
+    return Contest(proposers)
 
 
 def refit(best: Trial, prepared: Prepared, plan: Search) -> Fitted:
     """A model on other rows, with exactly what was scored; in a worker too, so that it gives way as the trials do."""
-    with _pool(prepared, plan, workers=1) as pool:
-        data = pool.fit(best.parameters, best.rounds)
-    return fitted(plan.learner().load(data), prepared)
+    with make_executor(prepared, plan, workers=1) as executor:
+        return _fit(executor, best, prepared, plan)
 
 
-def _pool(prepared: Prepared, plan: Search, workers: int) -> TrialPool:
-    tune = plan.settings
-    return TrialPool(
-        prepared.samples,
-        prepared.folds,
-        plan.learner,
-        metric(tune.metric, prepared.samples.task).name,
+def make_executor(prepared: Prepared, plan: Search, workers: int) -> Executor:
+    """For the prepared rows and the plan's learners."""
+    tune, samples = plan.settings, prepared.samples
+    work = Work(
+        plan.learners,
+        metric(tune.metric, samples.task).name,
         plan.seed,
-        rounds_max=tune.rounds_max,
-        patience=tune.patience,
-        workers=workers,
+        tune.rounds_max,
+        tune.patience,
         memory_bytes=plan.memory_bytes,
     )
+    return plan.executor(samples, prepared.folds, work, workers)
 
 
-def fitted(model: Model, prepared: Prepared) -> Fitted:
+def _fit(executor: Executor, best: Trial, prepared: Prepared, plan: Search) -> Fitted:
+    model = plan.learners[best.learner]().load(executor.fit(best.learner, best.parameters, best.rounds))
+    return fitted(model, prepared, best.threshold)
+
+
+def fitted(model: Model, prepared: Prepared, threshold: float = 0.5) -> Fitted:
     """The model with evenly spaced golden rows of its training set."""
     matrix = prepared.samples.matrix
     golden = matrix[:: max(1, len(matrix) // GOLDEN_ROWS)][:GOLDEN_ROWS]
-    return Fitted(model, prepared.encoder, golden, len(matrix), prepared.digest)
+    return Fitted(model, threshold, prepared.encoder, golden, len(matrix), prepared.digest)
+
+
+def _out_of_fold(executor: Executor, best: Trial, prepared: Prepared) -> OutOfFold:
+    predictions = executor.out_of_fold(best.learner, best.parameters, best.rounds)
+    return OutOfFold(prepared.samples.labels, predictions)
 
 
 def judge(
@@ -193,8 +269,8 @@ def judge(
     if not both:
         return None
     labels = _labels(champion.schema, [held.outcomes[i] for i in both])
-    challenging = _predict(challenger.model, challenger.encoder, ours, both)
-    defending = _predict(champion.model, champion.encoder, theirs, both)
+    challenging = measure.at(_predict(challenger.model, challenger.encoder, ours, both), challenger.threshold)
+    defending = measure.at(_predict(champion.model, champion.encoder, theirs, both), champion.threshold)
     return compare(labels, challenging, defending, measure, confidence, seed)
 
 

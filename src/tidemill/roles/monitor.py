@@ -31,7 +31,7 @@ from tidemill.lake import COLUMNS, Lake, before
 from tidemill.log.base import Log, Message
 from tidemill.messages import Event, Prediction, Retrain, Topics, to_bytes
 from tidemill.roles.joined import OBSERVED, ColumnJoiner
-from tidemill.roles.promotion import read_slots
+from tidemill.roles.promotion import announced, read_slots
 from tidemill.roles.reading import decided_commands, read_messages
 from tidemill.roles.recorder import application
 from tidemill.roles.tail import Feed, Tail, next_rows
@@ -155,9 +155,11 @@ class Monitor:
             return
         self._report_at = self._clock.monotonic() + EVENT_SECONDS
         self._measure()
+        versions = announced(self._log, self._topics).values() if self._metric.decides else ()
+        thresholds = {version.version: version.threshold for version in versions}
         facts: dict[str, dict[str, Any]] = {
             f"quality_measured {one.version}": {**msgspec.structs.asdict(one), "metric": self._metric.name}
-            for one in self._quality.measured()
+            for one in self._quality.measured(thresholds)
         }
         facts["observations_joined"] = {
             "observations": self._observed,

@@ -206,7 +206,9 @@ class Preparer:
         """Ready and warm."""
         for rows in WARM_ROWS:
             model.predict(np.full((rows, len(bundle.schema.columns)), np.nan))
-        answerer = Answerer(bundle.schema, Decoder(bundle.schema, self._bytes_max), bundle.encoder, model.predict)
+        answerer = Answerer(
+            bundle.schema, Decoder(bundle.schema, self._bytes_max), bundle.encoder, model.predict, bundle.threshold
+        )
         return Serving(version, bundle, answerer, model.engine)
 
     def _refuse(self, version: ModelVersion, error: Exception, first: bool) -> None:

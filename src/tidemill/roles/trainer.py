@@ -33,11 +33,11 @@ from tidemill.messages import Event, JournalEntry, Label, ModelVersion, Retrain,
 from tidemill.roles.dead_letters import dead_letter
 from tidemill.roles.experiment import (
     Fitted,
+    Found,
     Observed,
     Prepared,
     Search,
     comparable,
-    fitted,
     judge,
     prepare,
     refit,
@@ -164,15 +164,15 @@ class Trainer:
             return entry, self._outputs(entry, [])
         learnt, judged = observed.split(held)
         prepared = self._prepare(learnt)
-        best, model_bytes = run_search(command.id, prepared, self.plan, self._recorded(command.id), self._record)
+        found = run_search(command.id, prepared, self.plan, self._trials(), self._record)
         failpoint("trainer.searched")
-        challenger = fitted(self.plan.learner().load(model_bytes), prepared)
+        best, challenger = found.best, found.fitted
         champion, comparison = self._judge(challenger, champion, judged)
         refused = champion.refused
         decision = decide(self.settings.verdict.policy, champion.rival or bool(refused), comparison, bool(refused))
         if held and decision == "promoted":
             challenger = refit(best, self._prepare(observed), self.plan)
-        model_version = self._write(command, best, challenger)
+        model_version = self._write(command, found, challenger)
         failpoint("trainer.bundled")
         decision, moves, overtaken = self._settle(champion.version, model_version, decision)
         against = champion.version
@@ -186,6 +186,8 @@ class Trainer:
             score=best.score,
             parameters=best.parameters,
             rounds=best.rounds,
+            threshold=best.threshold,
+            learner=best.learner,
             trials=self.settings.tune.trials,
             seconds=self.clock.monotonic() - started,
             version=model_version.version,
@@ -244,12 +246,12 @@ class Trainer:
             confidence = self.settings.verdict.confidence
             return champion, judge(challenger, loaded, judged, self.metric, confidence, self.plan.seed)
 
-    def _write(self, command: Retrain, best: Trial, model: Fitted) -> ModelVersion:
+    def _write(self, command: Retrain, found: Found, model: Fitted) -> ModelVersion:
         """The bundle, tried before anybody hears of it."""
-        number = 1 + self._newest_version()
+        number, best = 1 + self._newest_version(), found.best
         now = self.clock.now_ms()
         card = Card(
-            learner=self.settings.tune.learner,
+            learner=best.learner,
             metric=self.metric.name,
             score=best.score,
             parameters=best.parameters,
@@ -263,7 +265,7 @@ class Trainer:
             created_at=now,
             libraries={"python": platform.python_version(), "tidemill": version("tidemill")},
         )
-        bundle = self.store.write(model.model, model.encoder, card, model.golden)
+        bundle = self.store.write(model.model, model.encoder, card, model.golden, model.threshold, found.out_of_fold)
         self.store.try_out(bundle)
         return ModelVersion(
             version=number,
@@ -275,6 +277,7 @@ class Trainer:
             experiment=command.id,
             at=now,
             sequence=0,
+            threshold=model.threshold,
         )
 
     def _newest_version(self) -> int:
@@ -325,10 +328,10 @@ class Trainer:
     def _journal(self) -> list[JournalEntry]:
         return read_messages(self.log, self.topics.journal, JournalEntry)
 
-    def _recorded(self, experiment: str) -> list[Trial]:
-        """The experiment's trials so far; a repeated key is the same trial."""
+    def _trials(self) -> list[Trial]:
+        """The project's trials so far, in their order; a repeated key is the same trial."""
         trials = read_messages(self.log, self.topics.trials, Trial)
-        return list({trial.number: trial for trial in trials if trial.experiment == experiment}.values())
+        return list({(trial.experiment, trial.number): trial for trial in trials}.values())
 
     def _record(self, trial: Trial) -> None:
         key = f"{trial.experiment}/{trial.number}".encode()

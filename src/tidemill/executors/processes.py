@@ -1,0 +1,215 @@
+"""Worker processes on this machine that try and fit, so that the process that owns them stays light and answers signals."""
+
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import structlog
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from tidemill.core.schema import Task
+from tidemill.executors.base import Assignment, Reply, TrialFailed, Work, carry_out, model_of, predictions_of, scored_of
+from tidemill.failpoints import failpoint
+from tidemill.learners.base import Fold, Parameters, Samples, Scored
+from tidemill.priority import run_when_idle
+
+ATTEMPTS = 3
+"""How often a trial is started whose worker is killed; an outsider (the kernel, short of memory) may have done it."""
+
+logger = structlog.get_logger()
+
+
+class _Scratch(Struct, frozen=True):
+    """The samples and folds as files of a folder, for processes to map into their memory, and what is no array."""
+
+    folder: str
+    columns: tuple[str, ...]
+    categorical: tuple[int, ...]
+    task: Task
+    classes: int
+    weighted: bool
+    folds: int
+
+
+class Processes:
+    """An ``Executor``. Each worker has one assignment at a time, runs when nobody else wants the processor, reads the
+    samples from memory-mapped files, is replaced if killed, and ends with its owner, even by kill -9. Beyond its share of
+    ``memory_bytes`` it is refused memory, which fails the trial.
+    """
+
+    def __init__(self, samples: Samples, folds: Sequence[Fold], work: Work, workers: int = 1) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="tidemill-trials-", ignore_cleanup_errors=True)
+        self._scratch = _save(self._folder.name, samples, folds)
+        self._rows = len(samples.labels)
+        self._work = work
+        self._limit = work.memory_bytes // workers
+        self._start(workers)
+
+    def _start(self, workers: int) -> None:
+        self._closing = threading.Event()
+        self._workers = [_Worker(self._scratch, self._work, self._limit) for _ in range(workers)]
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._free.put(worker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See ``Executor.close``; the files go too."""
+        self._stop()
+        self._folder.cleanup()
+
+    def abandon(self) -> None:
+        """See ``Executor.abandon``."""
+        self._stop()
+        self._start(len(self._workers))
+
+    def _stop(self) -> None:
+        self._closing.set()
+        for worker in self._workers:
+            worker.kill()
+
+    def evaluate(self, learner: str, parameters: Parameters, bar: float | None = None) -> Scored:
+        """See ``Executor.evaluate``."""
+        return scored_of(self._ask(Assignment("evaluate", learner, parameters, bar=bar)))
+
+    def fit(self, learner: str, parameters: Parameters, rounds: int) -> bytes:
+        """See ``Executor.fit``."""
+        return model_of(self._ask(Assignment("fit", learner, parameters, rounds)))
+
+    def out_of_fold(self, learner: str, parameters: Parameters, rounds: int) -> NDArray[np.float64]:
+        """See ``Executor.out_of_fold``."""
+        return predictions_of(self._ask(Assignment("out_of_fold", learner, parameters, rounds)), self._rows)
+
+    def _ask(self, asked: Assignment) -> Reply:
+        closing, free = self._closing, self._free
+        worker = free.get()
+        try:
+            for _ in range(ATTEMPTS):
+                reply = worker.ask(asked)
+                if reply is None and closing.is_set():
+                    raise TrialFailed("the search was stopped")
+                if reply is None or reply.out_of_memory:
+                    error = reply.error if reply else ""
+                    logger.warning("trial_worker_replaced", exit_code=worker.kill(), error=error)
+                    worker.start()
+                if reply is not None:
+                    return self._told(reply)
+            raise TrialFailed(f"its worker process died {ATTEMPTS} times; out of memory{self._share()}?")
+        finally:
+            free.put(worker)
+
+    def _told(self, reply: Reply) -> Reply:
+        if not reply.out_of_memory:
+            return reply
+        return msgspec.structs.replace(reply, error=f"out of memory{self._share()}: {reply.error}")
+
+    def _share(self) -> str:
+        """What a worker may take, in brackets."""
+        return f" (trainer.memory_gb gives a worker {self._limit / 1e9:.3g} GB)" if self._limit else ""
+
+
+class _Worker:
+    """One child process and the pipe to it."""
+
+    def __init__(self, scratch: _Scratch, work: Work, memory_bytes: int) -> None:
+        self._arguments = (scratch, work, memory_bytes)
+        self.start()
+
+    def start(self) -> None:
+        """Spawned, not forked: LightGBM's OpenMP threads do not survive a fork, and hang."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(*self._arguments, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, asked: Assignment) -> Reply | None:
+        """The answer, or None where the process died."""
+        try:
+            self._pipe.send_bytes(msgspec.msgpack.encode(asked))
+            return msgspec.msgpack.decode(self._pipe.recv_bytes(), type=Reply)
+        except (EOFError, OSError):
+            return None
+
+    def kill(self) -> int | None:
+        """End the process; its exit code."""
+        self._process.kill()
+        self._process.join()
+        return self._process.exitcode
+
+
+def _save(folder: str, samples: Samples, folds: Sequence[Fold]) -> _Scratch:
+    place = Path(folder)
+    np.save(place / "matrix.npy", samples.matrix)
+    np.save(place / "labels.npy", samples.labels)
+    if samples.weights is not None:
+        np.save(place / "weights.npy", samples.weights)
+    for number, (rows, scored) in enumerate(folds):
+        np.save(place / f"rows-{number}.npy", rows)
+        np.save(place / f"scored-{number}.npy", scored)
+    return _Scratch(
+        folder,
+        samples.columns,
+        samples.categorical,
+        samples.task,
+        samples.classes,
+        samples.weights is not None,
+        len(folds),
+    )
+
+
+def _open(scratch: _Scratch) -> tuple[Samples, list[Fold]]:
+    def array(name: str) -> Any:
+        return np.load(Path(scratch.folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    samples = Samples(
+        array("matrix"),
+        array("labels"),
+        array("weights") if scratch.weighted else None,
+        scratch.columns,
+        scratch.categorical,
+        scratch.task,
+        scratch.classes,
+    )
+    return samples, [(array(f"rows-{number}"), array(f"scored-{number}")) for number in range(scratch.folds)]
+
+
+def _serve(scratch: _Scratch, work: Work, memory_bytes: int, pipe: Connection) -> None:
+    """A worker's whole life: assignments until the pipe closes. Ctrl-C is for the owner to act upon."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run_when_idle(memory_bytes)
+    threading.Thread(target=_end_with_owner, args=(scratch.folder,), daemon=True).start()
+    samples, folds = _open(scratch)
+    while True:
+        try:
+            asked = msgspec.msgpack.decode(pipe.recv_bytes(), type=Assignment)
+        except (EOFError, OSError):
+            return
+        reply = carry_out(work, samples, folds, asked)
+        failpoint("tuner.tried")
+        pipe.send_bytes(msgspec.msgpack.encode(reply))
+
+
+def _end_with_owner(folder: str) -> None:
+    """Even in the middle of a trial: LightGBM lets go of the interpreter's lock while it works."""
+    owner = multiprocessing.parent_process()
+    assert owner is not None  # noqa: S101  only ever called in a child
+    owner.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
