@@ -33,14 +33,15 @@ TOPICS = Topics.of("bench")
 
 
 class Tracked(Struct, frozen=True):
-    """``seconds`` and ``cpu_seconds`` are of the export of all trials and their decision, ``live_ms`` of one trial more that
-    comes alone, ``search_ms`` of MLflow's search for the newest 100 runs, ``search_kb`` what its page gets of them.
+    """``seconds`` and ``cpu_seconds`` are of the export of all trials and their decision, ``live_ms`` and ``live_cpu_ms`` of
+    one trial more that comes alone, ``search_ms`` of MLflow's search for the newest 100 runs, ``search_kb`` what it finds.
     """
 
     children: int
     seconds: float
     cpu_seconds: float
     live_ms: float
+    live_cpu_ms: float
     search_ms: float
     search_kb: float
     runs: int
@@ -87,15 +88,15 @@ def _export(root: Path, trials: Sequence[Trial], children: int) -> Tracked:
         log.create([Topic(name) for name in topics])
         log.append([Message(TOPICS.trials, to_bytes(trial)) for trial in trials[:-CALLS]])
         log.append([Message(TOPICS.journal, to_bytes(a_decision()))])
-        clock, cpu = _timed(lambda: _follow(log, tracker, topics))
+        spent = _timed(lambda: _follow(log, tracker, topics))
     live = [_timed(lambda end=end: tracker.record_trials(trials[:end], {end - 1})) for end in range(-CALLS + 1, 0)]  # type: ignore[misc]
     search, kb = _search(uri)
     table = next(root.glob("mlflow-artifacts/**/trials.json"))
     return Tracked(
         children,
-        clock,
-        cpu,
-        1000 * median(one for one, _ in live),
+        *spent,
+        1000 * median(clock for clock, _ in live),
+        1000 * median(cpu for _, cpu in live),
         search,
         kb,
         **_rows(root / "mlflow.db"),

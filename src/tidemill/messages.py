@@ -87,6 +87,8 @@ class Conditions(Struct, frozen=True):
     training_set: str
     rows: int
     seed: int
+    rounds_max: int = 0
+    patience: int = 0
 
 
 class Trial(Struct, frozen=True):

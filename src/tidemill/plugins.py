@@ -1,6 +1,7 @@
 """What a setting names: a learner or a proposer, of this package or of another, and a project's own functions."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -59,19 +60,21 @@ def callback(root: Path, text: str, place: str) -> Callable[[Any], None]:
     if not text:
         return lambda value: None
     module, _, name = text.partition(":")
+    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", text):
+        raise ConfigError(f"{place} = {text!r}: must be MODULE:FUNCTION")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a person's module does when it is imported
-        raise ConfigError(f"{place} = {text!r}: must be MODULE:FUNCTION of {root}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a person's module does when it is imported
+        raise ConfigError(f"{place} = {text!r}: cannot be had from {root}: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ConfigError(f"{place} = {text!r}: {name} is no function")
 
     def call(value: Any) -> None:
         try:
             function(value)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             logger.warning("callback_failed", setting=place, function=text, error=f"{type(error).__name__}: {error}")
 
     return call

@@ -80,6 +80,12 @@ def winner(store: "BundleStore", entry: JournalEntry | None) -> Winner:
         return Winner(missing=str(error))
 
 
+def page(store: "BundleStore", trials: Sequence[Trial], entry: JournalEntry | None, schema: Schema) -> str:
+    """The page of an experiment with what the store has of its model; ``schema`` is the project's."""
+    won = winner(store, entry)
+    return render(trials, entry, won.schema or schema, won.out_of_fold, won.importances, won.missing)
+
+
 def render(
     trials: Sequence[Trial],
     entry: JournalEntry | None,

@@ -241,6 +241,10 @@ class Tracking(Section, frozen=True):
     experiment: Annotated[
         Literal["each", "one"], Meta(description="an MLflow experiment each retraining, or one for all")
     ] = "each"
+    children: Annotated[
+        int, Meta(ge=0, description="trials of an experiment with a run of their own: the best; a table has them all")
+    ] = 50
+    report: Annotated[bool, Meta(description="the page of tidemill report beside each experiment, 5 MB")] = True
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -173,7 +173,8 @@ class Wiring:
         from tidemill.tracking.mlflow import MlflowTracker
 
         tracking, name = self.settings.tracking, self.settings.project.name
-        return MlflowTracker(self.configuration.tracking_uri, name, tracking.experiment, self.configuration.bundles)
+        uri, bundles = self.configuration.tracking_uri, self.configuration.bundles
+        return MlflowTracker(uri, name, tracking.experiment, bundles, tracking.children)
 
     def _predictor(self, stop: threading.Event) -> None:
         from tidemill.roles.predictor import Predictor
@@ -203,7 +204,14 @@ class Wiring:
         tracker = self.tracker()
         if tracker is None:
             raise ConfigError("tracking.tracker is 'none' in tidemill.toml: this project has no tracker to run")
-        TrackerRole(self.log, self.topics, tracker, self.clock).run(stop)
+        TrackerRole(self.log, self.topics, tracker, self.clock, self._page if self.settings.tracking.report else None).run(
+            stop
+        )
+
+    def _page(self, trials: Sequence[Trial], entry: JournalEntry) -> str:
+        from tidemill.report import page
+
+        return page(self.store, trials, entry, self.configuration.schema)
 
     def _topics(self) -> list[Topic]:
         return [self._topic(field) for field in self.topics.__struct_fields__]

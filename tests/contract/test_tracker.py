@@ -1,4 +1,6 @@
 import contextlib
+import hashlib
+import importlib
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -9,10 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from tidemill.bundles import Card, Manifest
 from tidemill.core.schema import Feature, Schema
-from tidemill.errors import Unavailable
-from tidemill.testing.tracker_contract import Copied, Copy, TrackerContract, a_decision, a_trial, a_version
+from tidemill.errors import BundleRefused, Unavailable
+from tidemill.learners.base import Samples
+from tidemill.testing.tracker_contract import CHILDREN, Copied, Copy, TrackerContract, a_decision, a_trial, a_version
 from tidemill.tracking.mlflow import MlflowTracker, create_store, start_ui
+from tidemill.wiring import LEARNERS
 
 SCHEMA = Schema((Feature("age", "number"), Feature("job", "category", ("a", "b"))), "rich", "binary", (0, 1))
 BUNDLE = "b" * 64
@@ -56,31 +61,62 @@ def copy(store: Path) -> Callable[[], Copy]:
 
 
 def read_copy(store: Path) -> Copy:
-    """What stands in MLflow's tables. Every run has one key, no two the same, and every version one alias at most."""
+    """What stands in MLflow's tables and files. Every run has one key, no two the same; a version has one alias at most."""
     with contextlib.closing(sqlite3.connect(store)) as connection:
-        runs: dict[str, str] = dict(connection.execute("select run_uuid, status from runs"))
-        tags: dict[str, dict[str, str]] = {run: {} for run in runs}
-        parameters: dict[str, dict[str, str]] = {run: {} for run in runs}
-        metrics: dict[str, dict[str, float]] = {run: {} for run in runs}
-        tables: list[tuple[Any, str]] = [(tags, "tags"), (parameters, "params"), (metrics, "metrics")]
-        for into, table in tables:
-            rows = connection.execute(f"select run_uuid, key, value from {table}").fetchall()
-            assert len({row[:2] for row in rows}) == len(rows)
-            for run, key, value in rows:
-                into[run][key] = value
+        rows = connection.execute("select run_uuid, status, artifact_uri from runs").fetchall()
+        folders = {run: Path(uri.removeprefix("file://")) for run, _, uri in rows}
+        tags, parameters, metrics = (fields_of(connection, table) for table in ("tags", "params", "latest_metrics"))
+        history: dict[str, dict[int, float]] = {run: {} for run in folders}
+        logged = "select run_uuid, key, step, value from metrics order by step"
+        for run, key, step, value in connection.execute(logged).fetchall():
+            if key.startswith("best_"):
+                assert step not in history[run]
+                history[run][step] = value
         aliases = "select a.alias, t.value from registered_model_aliases a join model_version_tags t using (name, version)"
         slots = {alias: int(value) for alias, value in connection.execute(aliases + " where t.key = 'tidemill.version'")}
         versions = connection.execute("select value from model_version_tags where key = 'tidemill.version'").fetchall()
-    keys = {run: tags[run]["tidemill.key"] for run in runs}
+    keys = {run: tags[run].pop("tidemill.key") for run in folders}
     assert len(set(keys.values())) == len(keys)
     assert len(set(versions)) == len(versions)
-    parents = {run: keys.get(tags[run].get("mlflow.parentRunId", ""), "") for run in runs}
-    copied = {keys[run]: Copied(parents[run], runs[run], parameters[run], metrics[run]) for run in runs}
-    return Copy(copied, slots)
+    runs = {
+        keys[run]: Copied(
+            keys.get(tags[run].get("mlflow.parentRunId", ""), ""),
+            status,
+            parameters.get(run, {}),
+            metrics.get(run, {}),
+            {name: text for name, text in tags[run].items() if not name.startswith(("mlflow.", "tidemill.experiment"))},
+            history[run],
+            read_table(folders[run] / "trials.json"),
+            read_report(folders[run] / "report.html"),
+        )
+        for run, status, _ in rows
+    }
+    return Copy(runs, slots)
+
+
+def fields_of(connection: sqlite3.Connection, table: str) -> dict[str, dict[str, Any]]:
+    rows = connection.execute(f"select run_uuid, key, value from {table}").fetchall()
+    assert len({row[:2] for row in rows}) == len(rows)
+    found: dict[str, dict[str, Any]] = {}
+    for run, key, value in rows:
+        found.setdefault(run, {})[key] = value
+    return found
+
+
+def read_table(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    written = msgspec.json.decode(file.read_bytes())
+    assert len(set(written["columns"])) == len(written["columns"])
+    return [dict(zip(written["columns"], row, strict=True)) for row in written["data"]]
+
+
+def read_report(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def tracker_of(store: Path, experiment: Any = "each") -> MlflowTracker:
-    return MlflowTracker(f"sqlite:///{store}", "adult", experiment, store.parent / "bundles")
+    return MlflowTracker(f"sqlite:///{store}", "adult", experiment, store.parent / "bundles", CHILDREN)
 
 
 class TestMlflow(TrackerContract):
@@ -89,10 +125,26 @@ class TestMlflow(TrackerContract):
         return tracker_of(store, request.param)
 
 
+def test_mlflow_reads_the_table_as_its_own(store: Path) -> None:
+    """It is found by its tag, as the pages find it, and loads as a DataFrame."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    tracker_of(store).record_trials([a_trial(number) for number in range(5)])
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment_by_name("adult/count-1")
+    assert experiment is not None
+    mlflow.set_tracking_uri(f"sqlite:///{store}")  # its search of runs (3.17) looks there, whatever the client's
+    frame = client.load_table(experiment.experiment_id, "trials.json")
+    assert list(frame["number"]) == [4, 3, 2, 1, 0]
+    assert list(frame["param.num_leaves"]) == [35, 34, 33, 32, 31]
+
+
 def test_experiments_are_one_each_or_one_for_all(store: Path) -> None:
     """``each`` names an MLflow experiment after each retraining, ``one`` keeps them all together."""
     for experiment in ("each", "one"):
-        tracker_of(store, experiment).record_trials([a_trial(0), a_trial(0, experiment="count-2")])
+        for number in (1, 2):
+            tracker_of(store, experiment).record_trials([a_trial(0, experiment=f"count-{number}")])
     with contextlib.closing(sqlite3.connect(store)) as connection:
         names = {name for (name,) in connection.execute("select name from experiments")}
     assert names == {"Default", "adult/count-1", "adult/count-2", "adult"}
@@ -128,6 +180,76 @@ def test_the_registered_model_is_the_bundle_bit_for_bit(store: Path, bundle: str
     frame: dict[str, list[float | None]] = {"age": [0.5, None], "job": [1.0, 0.0]}
     answers = mlflow.pyfunc.load_model("models:/adult@champion").predict(frame_of(frame))
     assert len(answers) == 2
+
+
+OTHERS = ("xgboost", "catboost", "linear", "forest")
+
+
+def a_bundle(root: Path, name: str, data: bytes) -> str:
+    card = Card(
+        learner=name,
+        metric="auc",
+        score=0.75,
+        parameters={},
+        rounds=5,
+        seed=0,
+        data_version=0,
+        rows=400,
+        training_set="5e7",
+        experiment="count-1",
+        version=1,
+        created_at=0,
+    )
+    manifest = Manifest(**msgspec.structs.asdict(card), files={"model.txt": hashlib.sha256(data).hexdigest()}, digest="")
+    folder = root / BUNDLE
+    folder.mkdir(parents=True)
+    (folder / "model.txt").write_bytes(data)
+    (folder / "schema.json").write_bytes(msgspec.json.encode(SCHEMA))
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    return BUNDLE
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_model_of_any_learner_answers_with_its_own_bits(store: Path, name: str) -> None:
+    """Through ``mlflow.pyfunc``, from a DataFrame of the encoded columns; MLflow's own flavour loads it, if it has one."""
+    import mlflow
+
+    random = np.random.default_rng(0)
+    matrix = np.column_stack([random.normal(size=400), random.integers(0, 2, 400)])
+    labels = (matrix[:, 0] + matrix[:, 1] > 0.5).astype(float)
+    samples = Samples(matrix, labels, None, SCHEMA.columns, (1,), "binary", 2)
+    learner = LEARNERS.find(name)()
+    model = learner.fit(samples, learner.space("binary").first, 5, 0, 1)
+    bundle = a_bundle(store.parent / "bundles", name, model.to_bytes())
+    tracker = tracker_of(store)
+    tracker.record_decision(msgspec.structs.replace(a_decision(bundle, 1), learner=name, threshold=0.375))
+    tracker.record_version(a_version(bundle))
+    mlflow.set_tracking_uri(f"sqlite:///{store}")
+    loaded = mlflow.pyfunc.load_model("models:/adult@champion")
+    asked = np.column_stack([random.normal(size=100), random.integers(0, 4, 100)])
+    asked[::7, 0] = np.nan
+    answers = loaded.predict(frame_of({"job": list(asked[:, 1]), "age": list(asked[:, 0])}))
+    assert np.array_equal(answers, model.predict(asked))
+    unknown = np.column_stack([asked[:, 0], np.full(100, np.nan)])
+    assert np.array_equal(loaded.predict(frame_of({"age": list(asked[:, 0])})), model.predict(unknown))
+    version = mlflow.MlflowClient().get_model_version_by_alias("adult", "champion")
+    assert version.tags["tidemill.threshold"] == "0.375"
+    flavors = mlflow.models.get_model_info("models:/adult@champion").flavors
+    if name in flavors:
+        importlib.import_module(f"mlflow.{name}").load_model("models:/adult@champion")
+    assert (name in flavors) == (name in ("xgboost", "catboost"))
+
+
+def test_a_damaged_copy_of_a_model_is_refused(store: Path) -> None:
+    """Its bytes are held to the bundle's hash before a library parses them."""
+    import mlflow
+
+    tracker_of(store).record_version(a_version(a_bundle(store.parent / "bundles", "forest", b"{}")))
+    mlflow.set_tracking_uri(f"sqlite:///{store}")
+    (copied,) = store.parent.glob("mlflow-artifacts/**/model.txt")
+    copied.write_bytes(b"[]")
+    with pytest.raises(BundleRefused):
+        mlflow.pyfunc.load_model("models:/adult@champion")
 
 
 def frame_of(columns: dict[str, list[float | None]]) -> Any:

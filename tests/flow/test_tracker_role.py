@@ -1,5 +1,6 @@
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from structlog.testing import capture_logs
 
 from tidemill.log.base import Message, Topic, lag
 from tidemill.log.sqlite import SqliteLog
-from tidemill.messages import JournalEntry, Topics, to_bytes
-from tidemill.roles.tracker import GROUP, TrackerRole
+from tidemill.messages import JournalEntry, Topics, Trial, to_bytes
+from tidemill.roles import reading
+from tidemill.roles.tracker import GROUP, Report, TrackerRole
 from tidemill.testing.clock import ManualClock
 from tidemill.testing.tracker_contract import a_decision, a_trial
 from tidemill.tracking import mlflow as adapter
@@ -71,6 +73,16 @@ def keys(store: Path) -> list[str]:
         return sorted(key for (key,) in connection.execute(query))
 
 
+def artifacts(store: Path) -> tuple[int, str]:
+    """Of the first experiment: how many rows the parent run's table has, and its report."""
+    query = "select artifact_uri from runs join tags using (run_uuid) where key = 'tidemill.key' and value = 'count-1'"
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        (uri,) = connection.execute(query).fetchone()
+    folder = Path(uri.removeprefix("file://"))
+    report = folder / "report.html"
+    return len(json.loads((folder / "trials.json").read_text())["data"]), report.read_text() if report.exists() else ""
+
+
 EXPECTED = sorted(["count-1", *(f"count-1/{number}" for number in range(TRIALS))])
 
 
@@ -82,10 +94,10 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def running(log: SqliteLog, tracker: MlflowTracker) -> Iterator[None]:
+def running(log: SqliteLog, tracker: MlflowTracker, report: Report | None = None) -> Iterator[None]:
     """The role in a thread, with a clock whose waits take no time; stopped in order at the end."""
     stop = threading.Event()
-    role = TrackerRole(log, TOPICS, tracker, ManualClock())
+    role = TrackerRole(log, TOPICS, tracker, ManualClock(), report)
     thread = threading.Thread(target=role.run, args=(stop,))
     thread.start()
     try:
@@ -168,14 +180,66 @@ def test_a_stop_in_the_middle_commits_nothing(log: SqliteLog, store: Path, monke
 
 def test_a_record_that_is_no_message_is_skipped(log: SqliteLog, store: Path) -> None:
     """One bad record stops nobody: it is told with its place, and the rest is exported."""
+    reading._tell.cache_clear()
     log.append([Message(TOPICS.trials, b"{"), Message(TOPICS.journal, b"\xff"), Message(TOPICS.models, b"[" * 100_000)])
     an_experiment(log)
     with capture_logs() as logged, running(log, tracker_of(store)):
         until(lambda: all_exported(log))
     assert keys(store) == EXPECTED
     assert sorted((line["event"], line["topic"], line["offset"]) for line in logged) == [
-        ("tracker_skipped_record", topic, 0) for topic in sorted(EXPORTED)
+        ("record_skipped", topic, 0) for topic in sorted(EXPORTED)
     ]
+
+
+def test_a_search_is_followed_in_parts(log: SqliteLog, store: Path) -> None:
+    """Trials that come one by one, to this process or to the next, are all in the table, and in the end the best are runs;
+    another experiment's between them changes nothing.
+    """
+    few = MlflowTracker(f"sqlite:///{store}", "adult", "each", store.parent / "bundles", 2)
+    with running(log, few):
+        for number in range(3):
+            send(log, TOPICS.trials, a_trial(number))
+            until(lambda: all_exported(log))
+    assert artifacts(store) == (3, "")
+    with running(log, few):
+        for number in range(3, 6):
+            send(log, TOPICS.trials, a_trial(number), a_trial(number, experiment="imported-1"))
+            until(lambda: all_exported(log))
+        send(log, TOPICS.journal, a_decision())
+        until(lambda: all_exported(log))
+    assert artifacts(store) == (6, "")
+    runs = {f"count-1/{number}" for number in (0, 1, 4, 5)} | {f"imported-1/{number}" for number in (3, 4, 5)}
+    assert keys(store) == sorted({"count-1", "imported-1"} | runs)
+
+
+def test_without_its_packages_the_report_is_left_out(log: SqliteLog, store: Path) -> None:
+    """It is told once, for all experiments; everything else is exported."""
+
+    def draw(trials: Sequence[Trial], entry: JournalEntry) -> str:
+        raise ModuleNotFoundError("No module named 'plotly'")
+
+    send(log, TOPICS.trials, a_trial(0), a_trial(0, experiment="count-2"))
+    send(log, TOPICS.journal, a_decision(), a_decision(experiment="count-2"))
+    with capture_logs() as logged, running(log, tracker_of(store), draw):
+        until(lambda: all_exported(log))
+    assert [(line["event"], line["detail"]) for line in logged] == [("reports_left_out", "No module named 'plotly'")]
+    assert keys(store) == ["count-1", "count-1/0", "count-2", "count-2/0"]
+
+
+def test_a_report_that_cannot_be_drawn_stops_nothing(log: SqliteLog, store: Path) -> None:
+    """What its code raises is told, with the experiment; the next one is tried again. Without a trial there is none."""
+
+    def draw(trials: Sequence[Trial], entry: JournalEntry) -> str:
+        raise ZeroDivisionError("no rows")
+
+    send(log, TOPICS.trials, a_trial(0), a_trial(0, experiment="count-2"))
+    entries = (a_decision(experiment=f"count-{number}") for number in (1, 2, 3))
+    send(log, TOPICS.journal, *entries)
+    with capture_logs() as logged, running(log, tracker_of(store), draw):
+        until(lambda: all_exported(log))
+    told = [(line["event"], line["experiment"], line["error"]) for line in logged]
+    assert told == [("report_failed", f"count-{number}", "ZeroDivisionError: no rows") for number in (1, 2)]
+    assert keys(store) == ["count-1", "count-1/0", "count-2", "count-2/0", "count-3"]
 
 
 def test_without_mlflow_the_role_says_so_and_waits(log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +303,11 @@ def test_a_store_that_is_removed_in_the_middle_of_a_batch_is_filled_again(log: S
     """Half of the batch went to the old store, half to the new one: the whole comes again."""
 
     class Removed(MlflowTracker):
-        def record_decision(self, entry: JournalEntry) -> None:
+        def record_decision(self, entry: JournalEntry, *arguments: Any) -> None:
             if not times:
                 remove(store)
             times.append(entry)
-            super().record_decision(entry)
+            super().record_decision(entry, *arguments)
 
     times: list[JournalEntry] = []
     an_experiment(log)
@@ -271,25 +335,33 @@ from tidemill.messages import Topics
 from tidemill.roles.tracker import TrackerRole
 from tidemill.tracking.mlflow import MlflowTracker
 root = Path(sys.argv[1])
-tracker = MlflowTracker(f"sqlite:///{root / 'mlflow.db'}", "adult", "each", root / "bundles")
-TrackerRole(SqliteLog(root / "log"), Topics.of("adult"), tracker, SystemClock()).run(threading.Event())
+tracker = MlflowTracker(f"sqlite:///{root / 'mlflow.db'}", "adult", "each", root / "bundles", 3)
+page = lambda trials, entry: f"{entry.experiment}: {len(trials)}"
+TrackerRole(SqliteLog(root / "log"), Topics.of("adult"), tracker, SystemClock(), page).run(threading.Event())
 """
+POINTS = ["parent_created:1", "run_created:5", "table_written:1", "report_written:1", "handled:1"]
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("failpoint", ["tracker.run_created:4", "tracker.handled:1"])
+@pytest.mark.parametrize("failpoint", POINTS)
 def test_killed_in_the_middle_it_leaves_no_doubles(log: SqliteLog, store: Path, failpoint: str) -> None:
     """After kill -9 in the middle of a batch, or before its commit, the next one finishes the same runs."""
-    an_experiment(log)
-    environ = os.environ | {"TIDEMILL_FAILPOINT": failpoint}
+    send(log, TOPICS.trials, *(a_trial(number) for number in range(10)))
+    send(log, TOPICS.journal, a_decision())
+    environ = os.environ | {"TIDEMILL_FAILPOINT": f"tracker.{failpoint}"}
     ended = subprocess.run([sys.executable, "-c", CHILD, store.parent], env=environ, timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert not log.committed(GROUP)
-    with running(log, tracker_of(store)):
+    tracker = MlflowTracker(f"sqlite:///{store}", "adult", "each", store.parent / "bundles", 3)
+    with running(log, tracker, lambda trials, entry: f"{entry.experiment}: {len(trials)}"):
         until(lambda: all_exported(log))
-    assert keys(store) == EXPECTED
+    expected = sorted(["count-1", *(f"count-1/{number}" for number in (0, 1, 2, 7, 8, 9))])
+    assert keys(store) == expected
+    assert artifacts(store) == (10, "count-1: 10")
     with contextlib.closing(sqlite3.connect(store)) as connection:
-        assert connection.execute("select count(*) from runs").fetchone() == (len(EXPECTED),)
+        assert connection.execute("select count(*) from runs").fetchone() == (len(expected),)
+        history = "select count(*), count(distinct step) from metrics where key = 'best_auc'"
+        assert connection.execute(history).fetchone() == (10, 10)
 
 
 def test_several_processes_make_one_store(tmp_path: Path) -> None:

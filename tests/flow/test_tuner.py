@@ -12,7 +12,7 @@ from tidemill.clock import SystemClock
 from tidemill.core.environment import digest
 from tidemill.core.metrics import METRICS
 from tidemill.core.pruning import TRIALS_MIN
-from tidemill.core.space import Integer, Real, Space
+from tidemill.core.space import Choice, Integer, Real, Space
 from tidemill.errors import ConfigError
 from tidemill.executors.base import TrialFailed
 from tidemill.learners.base import Parameters, Scored
@@ -119,11 +119,34 @@ def test_trials_of_another_environment_keep_their_numbers_and_teach_nothing() ->
 
 
 def test_trials_of_a_learner_that_no_longer_takes_part_keep_their_numbers() -> None:
-    """The best is one that can be fitted."""
-    _, log = run(budget=Budget(4), proposers=contest(gone=SPACE))
-    best, log = run(recorded=log, budget=Budget(3))
-    assert [trial.number for trial in log] == list(range(7))
+    """The best is one that can be fitted; what the others came to is kept, and counts."""
+    _, log = run(budget=Budget(6), proposers=contest(gone=SPACE, lightgbm=SPACE))
+    best, log = run(recorded=log, budget=Budget(5))
+    assert [trial.number for trial in log] == list(range(8)), "three of five are known"
     assert best.learner == "lightgbm"
+    assert best.score == min(trial.score for trial in log if trial.score is not None and trial.learner == "lightgbm")
+
+
+def test_a_search_whose_settings_have_changed_tries_nothing_twice_and_leaves_nothing_out() -> None:
+    """A learner that joins in begins with its own first point; the recorded trials are told to theirs."""
+    _, log = run(budget=Budget(4))
+    _, log = run(recorded=log, budget=Budget(10), proposers=contest(lightgbm=SPACE, late=SPACE))
+    assert [trial.number for trial in log] == list(range(10))
+    assert run(recorded=list(log), budget=Budget(10), proposers=contest(lightgbm=SPACE, late=SPACE))[1] == log
+    first = OptunaProposer(SPACE, 3).ask()
+    assert next(trial for trial in log if trial.learner == "late").parameters == first
+    points = [(trial.learner, *trial.parameters.values()) for trial in log]
+    assert len(set(points)) == 10
+
+
+def test_a_point_that_is_proposed_twice_is_two_trials() -> None:
+    """In a small space it happens; resumed at any trial, the numbers and points are the same."""
+    small = Space({"x": Choice((1.0, 2.0)), "n": Choice((1,))})
+    _, expected = run(budget=Budget(6), proposers=contest(lightgbm=small))
+    for done in range(7):
+        assert tried(run(recorded=expected[:done], budget=Budget(6), proposers=contest(lightgbm=small))[1]) == tried(
+            expected
+        )
 
 
 def test_every_trial_says_what_made_it() -> None:

@@ -190,7 +190,7 @@ def test_an_environment_is_all_that_makes_trials_comparable() -> None:
     """Any difference gives another hash, and a reason in words."""
     changes: dict[str, Any] = {
         "metric": "auc", "task": "regression", "folds": 5, "split": "time", "unbalanced": True, "schema": "s",
-        "features": ("y",), "training_set": "t", "rows": 7, "seed": 1,
+        "features": ("y",), "training_set": "t", "rows": 7, "seed": 1, "rounds_max": 9, "patience": 3,
     }  # fmt: skip
     assert set(changes) == set(WORDS) == set(Conditions.__struct_fields__)
     for name, value in changes.items():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def train_now(wiring: "Wiring", again: bool) -> int:
     """Send a command (once), see it through, and return an exit code: 0 unless the experiment failed."""
     console = Console(highlight=False)
+    wiring.trainer()  # what it cannot be made of is said before a command waits for it
     champion = read_slots(wiring.log, wiring.topics).champion
     if champion is not None and not again:
         console.print(f"version {champion.version} serves already; --again trains a new one on all observations so far")

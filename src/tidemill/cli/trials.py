@@ -89,7 +89,7 @@ def report(project: Path, experiment: str, output: Path | None) -> None:
 
     from tidemill.errors import ConfigError, Unavailable
     from tidemill.messages import JournalEntry
-    from tidemill.report import render, winner
+    from tidemill.report import page
     from tidemill.roles.reading import read_messages
 
     if output and not output.parent.is_dir():
@@ -99,14 +99,13 @@ def report(project: Path, experiment: str, output: Path | None) -> None:
         id = found[0].experiment
         journal = read_messages(wiring.log, wiring.topics.journal, JournalEntry)
         entry = next((entry for entry in reversed(journal) if (entry.kind, entry.experiment) == ("experiment", id)), None)
-        won = winner(wiring.store, entry)
-        page = render(found, entry, won.schema or wiring.configuration.schema, won.out_of_fold, won.importances, won.missing)
+        html = page(wiring.store, found, entry, wiring.configuration.schema)
     file = output or Path(f"report-{re.sub('[^A-Za-z0-9._-]', '_', id)}.html")
     try:
-        file.write_text(page, encoding="utf-8")
+        file.write_text(html, encoding="utf-8")
     except OSError as error:
         raise Unavailable(f"{file} cannot be written: {error.strerror}") from error
-    say(f"{file}: {len(found)} trials, {len(page) / 1e6:.1f} MB")
+    say(f"{file}: {len(found)} trials, {len(html) / 1e6:.1f} MB")
 
 
 def import_(project: Path, source: Path, kind: "Format | None", learner: str, metric: str, choices: Path | None) -> int:
@@ -191,12 +190,13 @@ def _bytes(file: Path) -> bytes:
 
 
 def _append(wiring: "Wiring", found: "Imported") -> int:
-    """Those trials that the topic does not have yet: an import may have been killed in the middle."""
+    """Those trials that the topic does not have yet: an import may have been killed in the middle, or read another way."""
+    from tidemill.core.importing import PREFIX, facts
     from tidemill.log.base import Message
     from tidemill.messages import to_bytes
 
-    known = {trial.number for trial in _trials(wiring) if trial.experiment == found.experiment}
-    new = [trial for trial in found.trials if trial.number not in known]
+    known = {facts(trial) for trial in _trials(wiring) if trial.experiment.startswith(PREFIX)}
+    new = [trial for trial in found.trials if facts(trial) not in known]
     keys = [f"{trial.experiment}/{trial.number}".encode() for trial in new]
     if new:
         wiring.log.append([Message(wiring.topics.trials, to_bytes(one), key) for one, key in zip(new, keys, strict=True)])

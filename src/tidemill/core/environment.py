@@ -18,6 +18,8 @@ WORDS = {
     "training_set": "other training rows",
     "rows": "other training rows",
     "seed": "another seed",
+    "rounds_max": "another limit of rounds",
+    "patience": "another patience",
 }
 
 

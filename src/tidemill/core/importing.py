@@ -103,6 +103,8 @@ class _Found:
         """A trial whose parameters are ``given`` by whatever names."""
         if not math.isfinite(score):
             raise Misfit("its score is no finite number")
+        if not METRICS[conditions.metric].possible(score):
+            raise Misfit(f"no {conditions.metric} is {score:g}: another metric, or another sign")
         ours = our_parameters(learner, given)
         self.strange.update(ours.strange)
         under = replace(conditions, unbalanced=ours.unbalanced)
@@ -126,6 +128,11 @@ class _Found:
             names = ", ".join(f"{name} ({count})" for name, count in self.strange.most_common())
             notes.append(f"parameters that mean nothing to their learner here were left out: {names}")
         return notes
+
+
+def facts(trial: Trial) -> tuple[object, ...]:
+    """What makes two imported trials one, whichever files they were read from."""
+    return trial.environment, trial.learner, trial.metric, trial.score, json.dumps(trial.parameters, sort_keys=True)
 
 
 def _hunter(files: Mapping[str, bytes], reading: Reading, found: _Found) -> None:

@@ -44,7 +44,7 @@ def recall(past: Sequence[Trial], learner: str, space: Space, metric_name: str, 
     same = [trial for trial in ours if trial.metric == metric_name]
     losses: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     points: dict[tuple[Any, ...], tuple[Point, bool]] = {}
-    for trial, loss in zip(same, _on_one_scale(same, space), strict=True):
+    for trial, loss in zip(same, _on_one_scale(same), strict=True):
         found = _translated(trial.parameters, space)
         if found is not None:
             key = _key(found[0])
@@ -65,13 +65,15 @@ def _usable(trial: Trial, learner: str, task: Task) -> bool:
     return known and trial.learner == learner and trial.score is not None
 
 
-def _on_one_scale(trials: Sequence[Trial], space: Space) -> list[float]:
+def _on_one_scale(trials: Sequence[Trial]) -> list[float]:
     """Losses as if all had been made in the newest environment: each environment's are moved by what its points moved that
     the newer ones tried too (the median), or, where there are none, so that the best are equal.
     """
     groups: dict[str, dict[tuple[Any, ...], float]] = {}
     for trial in trials:
-        groups.setdefault(trial.environment, {})[_raw_key(trial)] = _loss(trial)
+        group = groups.pop(trial.environment, {})
+        group[_raw_key(trial)] = _loss(trial)
+        groups[trial.environment] = group
     moved: dict[str, float] = {}
     scale: dict[tuple[Any, ...], float] = {}
     for environment in reversed(groups):

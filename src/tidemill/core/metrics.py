@@ -6,6 +6,7 @@ A class is predicted where its probability is the highest, the first of equals: 
 model's threshold, which is 0.5 unless the metric is one that ``decides``.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -39,6 +40,11 @@ class Metric(Struct, frozen=True):
     def better(self, score: float, than: float) -> bool:
         """Whether a score beats another."""
         return self.loss(score) < self.loss(than)
+
+    def possible(self, score: float) -> bool:
+        """Whether any model can have that score."""
+        low = -math.inf if self.name == "r2" else 0.0
+        return low <= score <= (1.0 if self.greater_is_better or self.name == "brier" else math.inf)
 
     def at(self, predictions: Values, threshold: float) -> Values:
         """Predictions as ``function`` takes them for a model of this threshold."""

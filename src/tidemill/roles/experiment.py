@@ -153,6 +153,8 @@ def conditions(prepared: Prepared, tune: Tune, measure: Metric, seed: int) -> Co
         training_set=prepared.digest,
         rows=len(prepared.samples.labels),
         seed=seed,
+        rounds_max=tune.rounds_max,
+        patience=tune.patience,
     )
 
 

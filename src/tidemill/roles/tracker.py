@@ -5,29 +5,39 @@ same batch is tried again, and what the tool has already taken is not taken twic
 
 The topics hold everything, so a tool that is new, or older than it was, is filled from there. Its own store says up to where
 it holds everything: where that is not what was noted last, somebody has replaced it, and the reader goes back to that place.
+
+What is shown of an experiment is of all its trials together (the best, the table), and its decision may be polled before
+they are: they are read from the log too, when a batch is about an experiment that the one before was not about.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 
-import msgspec
 import structlog
 from msgspec import Struct
 
 from tidemill.clock import Clock
+from tidemill.core.importing import PREFIX
 from tidemill.errors import ConfigError, Unavailable
-from tidemill.log.base import Batch, Log, Message, Positions, Reader, Record
+from tidemill.log.base import Batch, Log, Message, Positions, Reader
 from tidemill.messages import JournalEntry, ModelVersion, Topics, Trial
 from tidemill.roles.loop import run_loop
+from tidemill.roles.reading import decoded
 from tidemill.tracking.base import Tracker
 
 GROUP = "tracker"
-LIMIT = 20
-"""Records of a batch: a second or two of work, so that a stop waits little and a restart repeats little."""
+LIMIT = 100
+"""Records of a batch. A stop waits for one of its experiments at most, and a restart finds most of it done."""
 WAIT_MIN, WAIT_MAX = 1.0, 30.0
 """Seconds between two tries while the tool is away: doubled from the first to the last."""
+
+Report = Callable[[Sequence[Trial], JournalEntry], str]
+"""The page of an experiment that has ended, as HTML, or ``""`` for none. Raises ``ConfigError`` or ``ImportError`` where
+this installation cannot make any.
+"""
 
 logger = structlog.get_logger()
 
@@ -35,12 +45,14 @@ logger = structlog.get_logger()
 class TrackerRole:
     """Consumer group ``tracker`` over trials, journal and models. ``run`` is called once, in the thread that opened it."""
 
-    def __init__(self, log: Log, topics: Topics, tracker: Tracker, clock: Clock) -> None:
+    def __init__(self, log: Log, topics: Topics, tracker: Tracker, clock: Clock, report: Report | None = None) -> None:
         self._log = log
         self._topics = topics
         self._tracker = tracker
         self._clock = clock
+        self._report = report
         self._noted: Positions = {}
+        self._known: dict[str, dict[int, Trial]] = {}
         self._types: dict[str, type[Struct]] = {
             topics.trials: Trial,
             topics.journal: JournalEntry,
@@ -85,8 +97,11 @@ class TrackerRole:
 
     def _export(self, batch: Batch, reader: Reader, stop: threading.Event) -> list[Message]:
         """The batch counts only where the tool stood still meanwhile: else it comes again."""
-        messages = [message for record in batch.records() if (message := self._decode(record)) is not None]
-        for step in [self._begin, *self._steps(messages)]:
+        found = (decoded(record, self._types[record.topic]) for record in batch.records())
+        messages = [message for message in found if message is not None]
+        for step in [self._begin, lambda: self._know(messages), *self._steps(messages)]:
+            if stop.is_set():
+                raise _Stopped
             self._until_it_answers(step, stop)
         self._until_it_answers(lambda: self._note(batch, reader), stop)
         return []
@@ -105,27 +120,58 @@ class TrackerRole:
         else:
             self._align(reader, batch.positions)
 
-    def _decode(self, record: Record) -> Struct | None:
-        """A record that is not a message is skipped: it is no less lost for the roles that live on it, which complain."""
-        try:
-            return msgspec.json.decode(record.value, type=self._types[record.topic])
-        except (ValueError, RecursionError) as error:
-            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            logger.warning("tracker_skipped_record", detail=str(error), **place)
-            return None
+    def _know(self, messages: Sequence[Struct]) -> None:
+        """All trials of the experiments that the messages are about."""
+        trials = [message for message in messages if isinstance(message, Trial)]
+        entries = [message for message in messages if isinstance(message, JournalEntry)]
+        decided = {_experiment(entry) for entry in entries if entry.kind == "experiment"}
+        wanted = decided | {trial.experiment for trial in trials}
+        if not wanted:
+            return
+        missing = decided | (wanted - self._known.keys())
+        self._known = {experiment: {} if experiment in missing else self._known[experiment] for experiment in wanted}
+        for trial in self._recorded() if missing else trials:
+            if trial.experiment in wanted:
+                self._known[trial.experiment][trial.number] = trial
 
-    def _steps(self, messages: list[Struct]) -> Iterator[Callable[[], None]]:
-        """One call a decision or a version, one call a stretch of trials, in the order of the log."""
-        for kind, stretch in groupby(messages, key=type):
+    def _recorded(self) -> Iterator[Trial]:
+        """The trials that stand in the log now."""
+        for records in self._log.follow(self._topics.trials):
+            if not records:
+                return
+            yield from (trial for record in records if (trial := decoded(record, Trial)) is not None)
+
+    def _steps(self, messages: Sequence[Struct]) -> Iterator[Callable[[], None]]:
+        """One call a decision or a version, one call for an experiment's trials of a stretch, in the order of the log."""
+        for _, stretch in groupby(messages, key=type):
             block = list(stretch)
-            if kind is Trial:
-                yield lambda block=block: self._tracker.record_trials(block)  # type: ignore[misc]
-                continue
+            for experiment, new in _numbers(block).items():
+                yield partial(self._trials, experiment, new)
             for message in block:
                 if isinstance(message, JournalEntry):
-                    yield lambda message=message: self._tracker.record_decision(message)  # type: ignore[misc]
+                    yield partial(self._decision, message)
                 elif isinstance(message, ModelVersion):
-                    yield lambda message=message: self._tracker.record_version(message)  # type: ignore[misc]
+                    yield partial(self._tracker.record_version, message)
+
+    def _trials(self, experiment: str, new: set[int]) -> None:
+        """Nobody decides what was imported: all of it is there at once."""
+        self._tracker.record_trials(list(self._known[experiment].values()), new, experiment.startswith(PREFIX))
+
+    def _decision(self, entry: JournalEntry) -> None:
+        trials = list(self._known.get(_experiment(entry), {}).values())
+        self._tracker.record_decision(entry, trials, lambda: self._page(trials, entry))
+
+    def _page(self, trials: Sequence[Trial], entry: JournalEntry) -> str:
+        if self._report is None or not trials:
+            return ""
+        try:
+            return self._report(trials, entry)
+        except (ConfigError, ImportError) as error:
+            self._report = None
+            logger.info("reports_left_out", detail=str(error))
+        except Exception as error:  # one page that cannot be drawn stops no copy
+            logger.warning("report_failed", experiment=entry.experiment, error=f"{type(error).__name__}: {error}")
+        return ""
 
     def _until_it_answers(self, step: Callable[[], None], stop: threading.Event) -> None:
         wait = 0.0
@@ -149,6 +195,19 @@ class TrackerRole:
             self._clock.sleep(min(left, 0.25))
         if stop.is_set():
             raise _Stopped
+
+
+def _numbers(messages: Sequence[Struct]) -> dict[str, set[int]]:
+    """By experiment: the numbers of the trials among messages."""
+    found: dict[str, set[int]] = {}
+    for message in messages:
+        if isinstance(message, Trial):
+            found.setdefault(message.experiment, set()).add(message.number)
+    return found
+
+
+def _experiment(entry: JournalEntry) -> str:
+    return entry.experiment or entry.id
 
 
 class _Stopped(Exception):

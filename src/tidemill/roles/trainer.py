@@ -227,7 +227,8 @@ class Trainer:
             return rows, ""
         return (
             0,
-            f"{rows} held-out observations are too few to judge on: verdict.holdout_rows_min is {verdict.holdout_rows_min}",
+            f"{rows} held-out observations are too few to judge on: verdict.holdout_rows_min is {verdict.holdout_rows_min}"
+            " (verdict.policy says who may serve without)",
         )
 
     def _prepare(self, observed: Observed) -> Prepared:

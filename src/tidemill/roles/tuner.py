@@ -6,10 +6,12 @@ the recorded trials too, are told their recorded losses without any work, and go
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, count
 
+import msgspec
 import structlog
 from msgspec import Struct
 
@@ -60,48 +62,63 @@ def search(
 ) -> tuple[Trial, bool]:
     """The best trial of the budget, and whether trials were given up under way; ``ConfigError`` where all have failed.
 
-    ``recorded`` trials of this experiment and environment count as done, in number and in seconds; those of another
-    environment, or of a learner that no longer takes part, only keep their numbers. Each new trial is handed to ``record``
-    in the caller's thread. ``evaluate`` is called by ``workers`` threads at the same time; ``TrialFailed`` makes a trial
-    with an error. With ``prune`` it is given a bar.
+    What ``recorded`` trials of this experiment and environment came to is not tried again: where their points are asked for,
+    they are the answer, and count in number and in seconds. Where others are asked for (the settings have changed since),
+    they may still be the best. Each new trial is handed to ``record`` in the caller's thread. ``evaluate`` is called by
+    ``workers`` threads at the same time; ``TrialFailed`` makes a trial with an error. With ``prune`` it is given a bar.
     """
     environment = digest(experiment.conditions)
     ours = [trial for trial in recorded if trial.experiment == experiment.id]
-    others = [trial for trial in ours if trial.environment != environment or trial.learner not in contest.learners]
-    first = 1 + max((trial.number for trial in others), default=-1)
-    known = {trial.number: trial for trial in ours if trial.number >= first}
-    state = _Search(contest, evaluate, metric, known, experiment, environment, clock, prune)
-    spent = sum(trial.seconds for trial in known.values()) / workers
-    deadline = clock.monotonic() + budget.seconds - spent if budget.seconds else math.inf
-    running: deque[tuple[int, Future[Trial]]] = deque()
+    done = [trial for trial in ours if trial.environment == environment and trial.learner in contest.learners]
+    known: dict[bytes, deque[Trial]] = defaultdict(deque)
+    for trial in done:
+        known[_key(trial.learner, trial.parameters)].append(trial)
+    tried = len(done)
+    numbers = count(1 + max((trial.number for trial in ours), default=-1))
+    state = _Search(contest, evaluate, metric, experiment, environment, clock, prune)
+    good = any(trial.score is not None for trial in done)
+    deadline = math.inf
+    if budget.seconds:
+        deadline = clock.monotonic() + budget.seconds - sum(trial.seconds for trial in done) / workers
+    running: deque[Trial | Future[Trial]] = deque()
 
     def settle() -> bool:
         """The oldest trial's end, or False at the deadline, once one is good."""
-        number, future = running[0]
-        limited = state.good and deadline < math.inf and number not in known
-        try:
-            trial = future.result(max(0.0, deadline - clock.monotonic()) if limited else None)
-        except TimeoutError:
-            return False
-        running.popleft()
-        if number not in known:
+        trial = running[0]
+        if isinstance(trial, Future):
+            limited = (good or state.good) and deadline < math.inf
+            try:
+                trial = trial.result(max(0.0, deadline - clock.monotonic()) if limited else None)
+            except TimeoutError:
+                return False
             record(trial)
+        running.popleft()
         state.settle(trial)
         return True
 
     threads = ThreadPoolExecutor(workers, thread_name_prefix="trial")
     try:
-        for number in range(first, first + budget.trials):
+        for _ in range(budget.trials):
             if len(running) == workers and not settle():
                 break
-            if number not in known and state.good and (clock.monotonic() >= deadline or state.stale(budget.stale)):
+            late = not tried and (clock.monotonic() >= deadline or state.stale(budget.stale))
+            if late and (good or state.good):
                 break
-            running.append((number, threads.submit(state.run, number, *state.ask())))
+            learner, parameters, bar = state.ask()
+            before = known[_key(learner, parameters)]
+            tried = tried - 1 if before else 0
+            running.append(
+                before.popleft() if before else threads.submit(state.run, next(numbers), learner, parameters, bar)
+            )
         while running and settle():
             pass
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-    return state.best(), bool(running)
+    return state.best(chain(*known.values())), bool(running)
+
+
+def _key(learner: str, parameters: Parameters) -> bytes:
+    return learner.encode() + msgspec.json.encode(parameters, order="sorted")
 
 
 class _Search:
@@ -112,7 +129,6 @@ class _Search:
         contest: Contest,
         evaluate: Evaluate,
         metric: Metric,
-        known: dict[int, Trial],
         experiment: Experiment,
         environment: str,
         clock: Clock,
@@ -121,7 +137,6 @@ class _Search:
         self.contest = contest
         self.evaluate = evaluate
         self.metric = metric
-        self.known = known
         self.experiment = experiment
         self.environment = environment
         self.clock = clock
@@ -133,8 +148,8 @@ class _Search:
 
     @property
     def good(self) -> bool:
-        """Whether any trial has a score."""
-        return bool(self._means) or any(trial.score is not None for trial in self.known.values())
+        """Whether any trial that is told has a score."""
+        return bool(self._means)
 
     def stale(self, limit: int) -> bool:
         """Whether the last ``limit`` trials have brought nothing better."""
@@ -146,9 +161,7 @@ class _Search:
         return *self.contest.ask(), pruning.bar(self._firsts, self._means) if self.prune else None
 
     def run(self, number: int, learner: str, parameters: Parameters, bar: float | None) -> Trial:
-        """The trial of that number: the recorded one, or a new one."""
-        if number in self.known:
-            return self.known[number]
+        """Try it."""
         started = self.clock.monotonic()
         scored, error = None, ""
         try:
@@ -192,9 +205,10 @@ class _Search:
             return pruning.expected(self.metric.loss(trial.fold_scores[0]), self._firsts, self._means)
         return math.inf
 
-    def best(self) -> Trial:
+    def best(self, others: Iterable[Trial] = ()) -> Trial:
         """The first of the best."""
-        whole = [(self.metric.loss(trial.score), trial.number, trial) for trial in self.settled if trial.score is not None]
+        trials = [*self.settled, *others]
+        whole = [(self.metric.loss(trial.score), trial.number, trial) for trial in trials if trial.score is not None]
         if not whole:
-            raise ConfigError(f"all {len(self.settled)} trials failed; the last: {self.last_error}")
+            raise ConfigError(f"all {len(trials)} trials failed; the last: {self.last_error}")
         return min(whole, key=lambda one: one[:2])[2]

@@ -7,32 +7,49 @@ about 5 s and its SQLite store 2.5 s more (measured, 3.17), so that happens on f
 import contextlib
 import fcntl
 import json
-import math
 import os
 import sqlite3
 import sys
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from tidemill.errors import ConfigError, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.messages import JournalEntry, ModelVersion, Trial
-from tidemill.tracking.base import Positions
-from tidemill.tracking.mlflow_model import write_model
+from tidemill.tracking.base import Page, Positions
+from tidemill.tracking.mlflow_fields import (
+    REPORT,
+    STATUS,
+    TABLE,
+    Fields,
+    of_decision,
+    of_parent,
+    of_trial,
+    pieces,
+    run_tags,
+    short,
+)
+from tidemill.tracking.mlflow_model import learner_of, write_model
+from tidemill.tracking.summary import best, state, table
 
 LOCK_SECONDS = 3.0
 """How long a locked store is waited for, before the caller is told to come back later. MLflow itself would wait for 20."""
-PARAMETER_CHARACTERS = 6000
-"""MLflow refuses longer values of parameters."""
-PAGE = 1000
+CHILDREN = 50
+"""Trials with a run of their own, unless the project says otherwise: the best ones, and as many of the first."""
+REPORTED = "tidemill.report"
+"""Tag of a parent run whose report is there as a whole."""
 DEFAULT_EXPERIMENT = 0
 """MLflow makes it with every store; the positions are a tag of it."""
 SELECT_TAG = "SELECT value FROM experiment_tags WHERE experiment_id = ? AND key = ?"
+SELECT_RUNS = """
+SELECT tags.value, runs.run_uuid, runs.status, runs.lifecycle_stage FROM tags JOIN runs USING (run_uuid)
+WHERE tags.key = 'tidemill.key' AND tags.value IN (SELECT value FROM json_each(?)) AND runs.experiment_id = ?
+"""
+SELECT_RUN_TAG = "SELECT value FROM tags WHERE run_uuid = ? AND key = ?"
 REPLACE_TAG = "REPLACE INTO experiment_tags (experiment_id, key, value) VALUES (?, ?, ?)"
 COUNT_EXPERIMENTS = """
 SELECT count(DISTINCT runs.run_uuid) FROM tags JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)
@@ -41,45 +58,67 @@ AND (experiments.name = ?1 OR substr(experiments.name, 1, length(?2)) = ?2)
 """
 
 
+class _Run(NamedTuple):
+    """A run, by MLflow's own ids."""
+
+    id: str
+    experiment_id: str
+    status: str
+
+
 class MlflowTracker:
     """A ``Tracker`` that writes MLflow's SQLite store. Each thing it makes carries the tag ``tidemill.key``, by which it is
     found when it is written again; times are those of the messages, so that writing twice changes nothing.
 
     ``experiment``: ``each`` makes an MLflow experiment ``project/experiment`` a retraining, ``one`` takes ``project`` for
-    all. What a person has deleted in MLflow comes back if it is written again.
+    all. The first ``children`` trials of a search have runs, and in the end the best ``children``. What a person has deleted
+    in MLflow comes back if it is written again.
     """
 
-    def __init__(self, uri: str, project: str, experiment: Literal["each", "one"], bundles_root: Path) -> None:
+    def __init__(
+        self,
+        uri: str,
+        project: str,
+        experiment: Literal["each", "one"],
+        bundles_root: Path,
+        children: int = CHILDREN,
+    ) -> None:
         self._uri = uri
         self._project = project
         self._experiment = experiment
         self._bundles = bundles_root
+        self._children = children
         self._client: Any = None
 
-    def record_trials(self, trials: Sequence[Trial]) -> None:
+    def record_trials(self, trials: Sequence[Trial], new: Collection[int] | None = None, ended: bool = False) -> None:
+        if not trials:
+            return
+        fresh = {trial.number for trial in trials} if new is None else new
         with self._answering() as client:
-            for experiment, group in groupby(trials, key=lambda trial: trial.experiment):
-                block = list(group)
-                parent = self._parent(client, experiment, _started(block[0]))
-                runs = self._runs(client, parent.info.experiment_id, experiment)
-                for trial in block:
-                    self._record_trial(client, trial, parent, runs.get(_key(trial)))
+            parent = self._parent(client, short(trials[0].experiment), _started(trials[0]))
+            self._record_trials(client, parent, trials, fresh, ended)
+            if ended and parent.status == "RUNNING":
+                client.set_terminated(parent.id, "FINISHED", trials[-1].at)
 
-    def record_decision(self, entry: JournalEntry) -> None:
+    def record_decision(self, entry: JournalEntry, trials: Sequence[Trial] = (), page: Page = lambda: "") -> None:
         with self._answering() as client:
             if entry.kind != "experiment":
                 self._note_decision(client, entry)
                 return
-            run = self._parent(client, entry.experiment or entry.id, entry.at - round(entry.seconds * 1000))
-            _log(client, run, entry.at, _decision_metrics(entry), _decision_parameters(entry), _decision_tags(entry))
-            client.set_terminated(run.info.run_id, "FAILED" if entry.verdict == "failed" else "FINISHED", entry.at)
+            started = _started(trials[0]) if trials else entry.at - round(entry.seconds * 1000)
+            parent = self._parent(client, short(entry.experiment or entry.id), started)
+            if trials:
+                self._record_trials(client, parent, trials, (), ended=True)
+            _log(client, parent, of_decision(entry, trials))
+            client.set_terminated(parent.id, "FAILED" if entry.verdict == "failed" else "FINISHED", entry.at)
             if entry.version and entry.bundle:
-                self._registered(client, entry.version, entry.bundle, run)
+                self._registered(client, entry, parent)
+            self._record_page(client, parent, page)
 
     def record_version(self, version: ModelVersion) -> None:
         with self._answering() as client:
-            run = self._parent(client, version.experiment or f"version-{version.version}", version.at)
-            number = self._registered(client, version.version, version.bundle, run)
+            parent = self._parent(client, short(version.experiment) or f"version-{version.version}", version.at)
+            number = self._registered(client, version, parent)
             if number is not None:
                 client.set_registered_model_alias(self._project, version.state, number)
             elif self._registered_model(client) is not None:
@@ -112,12 +151,15 @@ class MlflowTracker:
 
     def _look_up(self, sql: str, *parameters: object) -> Any:
         """The first row; None where there is no store."""
+        return next(iter(self._select(sql, *parameters)), None)
+
+    def _select(self, sql: str, *parameters: object) -> list[Any]:
         file = _file(self._uri)
         if not _is_store(file):
-            return None
+            return []
         try:
             with contextlib.closing(_open(file, "ro")) as connection:
-                return connection.execute(sql, parameters).fetchone()
+                return connection.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             raise Unavailable(f"MLflow's store {file}: {error}") from error
 
@@ -142,33 +184,56 @@ class MlflowTracker:
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _runs(self, client: Any, experiment_id: str, experiment: str) -> dict[str, Any]:
-        """The runs of one of our experiments, by their keys; those that a person deleted are restored."""
-        runs = _all_runs(client, [experiment_id], f"tags.`tidemill.experiment` = '{experiment}'")
-        for run in runs:
-            _restore(client, run)
-        return {run.data.tags["tidemill.key"]: run for run in runs}
+    def _runs(self, client: Any, experiment_id: str, keys: Sequence[str]) -> dict[str, _Run]:
+        """Those of the runs that are there, by their keys; one that a person deleted is restored, as it takes no writes.
 
-    def _parent(self, client: Any, experiment: str, started: int) -> Any:
+        Looked up in the file itself: MLflow's search takes a second where there are a thousand runs, and no quotes in ids.
+        """
+        found = {}
+        for key, id, status, stage in self._select(SELECT_RUNS, json.dumps(keys), experiment_id):
+            if stage == "deleted":
+                client.restore_run(id)
+            found[key] = _Run(id, experiment_id, status)
+        return found
+
+    def _parent(self, client: Any, experiment: str, started: int) -> _Run:
         """The experiment's own run."""
-        from mlflow.entities import ViewType
-
         experiment_id = self._experiment_id(client, experiment)
-        query = f"tags.`tidemill.key` = '{experiment}'"
-        for run in client.search_runs([experiment_id], query, ViewType.ALL, 1):
-            _restore(client, run)
-            return run
-        tags = _tags(experiment, experiment) | {"tidemill.kind": "experiment"}
-        return client.create_run(experiment_id, started, tags, experiment)
+        found = self._runs(client, experiment_id, [experiment]).get(experiment)
+        if found is not None:
+            return found
+        tags = run_tags(experiment, experiment) | {"tidemill.kind": "experiment"}
+        made = client.create_run(experiment_id, started, tags, experiment)
+        failpoint("tracker.parent_created")
+        return _Run(made.info.run_id, experiment_id, made.info.status)
 
-    def _record_trial(self, client: Any, trial: Trial, parent: Any, run: Any) -> None:
+    def _record_trials(self, client: Any, parent: _Run, trials: Sequence[Trial], new: Collection[int], ended: bool) -> None:
+        first = [trial for trial in trials[: self._children] if trial.number in new]
+        shown = {_key(trial): trial for trial in [*first, *(best(trials, self._children) if ended else [])]}
+        runs = self._runs(client, parent.experiment_id, list(shown))
+        for key, trial in shown.items():
+            self._record_trial(client, trial, parent, runs.get(key))
+        client.log_text(parent.id, table(trials), TABLE)
+        failpoint("tracker.table_written")
+        _log(client, parent, of_parent(trials, new))
+
+    def _record_trial(self, client: Any, trial: Trial, parent: _Run, run: _Run | None) -> None:
+        """A run that has its last status is whole."""
+        points, parameters, tags = of_trial(trial)
         if run is None:
-            tags = _tags(_key(trial), trial.experiment) | {"mlflow.parentRunId": parent.info.run_id}
-            run = client.create_run(parent.info.experiment_id, _started(trial), tags, f"trial {trial.number}")
+            first = run_tags(_key(trial), short(trial.experiment)) | dict(tags) | {"mlflow.parentRunId": parent.id}
+            made = client.create_run(parent.experiment_id, _started(trial), first, f"trial {trial.number}")
             failpoint("tracker.run_created")
-        tags = {"tidemill.environment": trial.environment} | ({"error": trial.error} if trial.error else {})
-        _log(client, run, trial.at, _trial_metrics(trial), trial.parameters, tags)
-        client.set_terminated(run.info.run_id, "FAILED" if trial.error else "FINISHED", trial.at)
+            run = _Run(made.info.run_id, parent.experiment_id, made.info.status)
+        if run.status == "RUNNING":
+            _log(client, run, Fields(points, parameters))
+            client.set_terminated(run.id, STATUS[state(trial)], trial.at)
+
+    def _record_page(self, client: Any, parent: _Run, page: Page) -> None:
+        if self._look_up(SELECT_RUN_TAG, parent.id, REPORTED) is None and (text := page()):
+            client.log_text(parent.id, text, REPORT)
+            failpoint("tracker.report_written")
+            client.set_tag(parent.id, REPORTED, REPORT)
 
     def _note_decision(self, client: Any, entry: JournalEntry) -> None:
         """A person's promotion or a rollback is a tag of the version; the aliases come with the models themselves."""
@@ -183,11 +248,11 @@ class MlflowTracker:
         query = f"name = '{self._project}' and tags.`tidemill.version` = '{version}'"
         return next((str(found.version) for found in client.search_model_versions(query, max_results=1)), None)
 
-    def _registered(self, client: Any, version: int, bundle: str, run: Any) -> str | None:
+    def _registered(self, client: Any, made_by: JournalEntry | ModelVersion, run: _Run) -> str | None:
         """The registry's number of our version, registered now if it is not yet; None where its bundle is gone."""
-        if (number := self._version_number(client, version)) is not None:
+        if (number := self._version_number(client, made_by.version)) is not None:
             return number
-        model = self._logged_model(client, version, bundle, run)
+        model = self._logged_model(client, made_by.version, made_by.bundle, run)
         if model is None:
             return None
         if self._registered_model(client) is None:
@@ -195,29 +260,27 @@ class MlflowTracker:
         import mlflow
 
         mlflow.set_tracking_uri(self._uri)  # the registry (3.17) looks a model up in the global store, whatever the client's
-        source, tags = f"models:/{model.model_id}", _bundle_tags(version, bundle)
+        source, tags = f"models:/{model.model_id}", _bundle_tags(made_by.version, made_by.bundle)
+        tags |= {"tidemill.threshold": str(made_by.threshold)}
         made = client.create_model_version(
-            self._project, source, run.info.run_id, tags, model_id=model.model_id, await_creation_for=0
+            self._project, source, run.id, tags, model_id=model.model_id, await_creation_for=0
         )
         shown = json.dumps([{"name": self._project, "version": made.version}])
         client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": shown})
         return str(made.version)
 
-    def _logged_model(self, client: Any, version: int, bundle: str, run: Any) -> Any:
+    def _logged_model(self, client: Any, version: int, bundle: str, run: _Run) -> Any:
         """The bundle as a model of the run, with all its files; None where the bundle is gone."""
         from mlflow.entities import LoggedModelOutput
 
         folder = self._bundles / bundle
-        experiment_id, run_id = run.info.experiment_id, run.info.run_id
         query = f"tags.`tidemill.version` = '{version}'"
-        model = next(iter(client.search_logged_models([experiment_id], query, max_results=1)), None)
+        model = next(iter(client.search_logged_models([run.experiment_id], query, max_results=1)), None)
         if model is None:
             if not folder.is_dir():
                 return None
-            tags = _bundle_tags(version, bundle)
-            model = client.create_logged_model(
-                experiment_id, f"{self._project}-{version}", run_id, tags, model_type="lightgbm"
-            )
+            name, tags = f"{self._project}-{version}", _bundle_tags(version, bundle)
+            model = client.create_logged_model(run.experiment_id, name, run.id, tags, model_type=learner_of(folder))
         if str(model.status) != "READY":
             if not folder.is_dir():
                 return None
@@ -225,9 +288,9 @@ class MlflowTracker:
                 client.log_model_artifacts(model.model_id, str(written))
             failpoint("tracker.model_copied")
             client.finalize_logged_model(model.model_id, "READY")
-        outputs = client.get_run(run_id).outputs
+        outputs = client.get_run(run.id).outputs
         if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+            client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
         return model
 
 
@@ -352,91 +415,19 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _all_runs(client: Any, experiment_ids: Sequence[str], query: str) -> list[Any]:
-    """Deleted ones too."""
-    from mlflow.entities import ViewType
-
-    page = client.search_runs(experiment_ids, query, ViewType.ALL, PAGE)
-    runs = list(page)
-    while page.token:
-        page = client.search_runs(experiment_ids, query, ViewType.ALL, PAGE, page_token=page.token)
-        runs += page
-    return runs
-
-
-def _restore(client: Any, run: Any) -> None:
-    """A deleted run takes no writes."""
-    if run.info.lifecycle_stage == "deleted":
-        client.restore_run(run.info.run_id)
-
-
 def _key(trial: Trial) -> str:
-    return f"{trial.experiment}/{trial.number}"
+    return f"{short(trial.experiment)}/{trial.number}"
 
 
 def _started(trial: Trial) -> int:
     return trial.at - round(trial.seconds * 1000)
 
 
-def _tags(key: str, experiment: str) -> dict[str, str]:
-    return {
-        "tidemill.key": key,
-        "tidemill.experiment": experiment,
-        "mlflow.source.name": "tidemill",
-        "mlflow.user": "tidemill",
-    }
-
-
 def _bundle_tags(version: int, bundle: str) -> dict[str, str]:
     return {"tidemill.version": str(version), "tidemill.bundle": bundle}
 
 
-def _trial_metrics(trial: Trial) -> dict[str, float | None]:
-    folds = {f"{trial.metric}_fold_{number}": score for number, score in enumerate(trial.fold_scores, 1)}
-    return {trial.metric: trial.score, **folds, "rounds": trial.rounds, "seconds": trial.seconds}
-
-
-def _decision_metrics(entry: JournalEntry) -> dict[str, float | None]:
-    counts = {"rounds": entry.rounds, "trials": entry.trials, "seconds": entry.seconds, "rows": entry.rows}
-    return {entry.metric or "score": entry.score, **counts, **{f"verdict_{k}": v for k, v in entry.statistic.items()}}
-
-
-def _decision_parameters(entry: JournalEntry) -> dict[str, Any]:
-    data = {"data_version": entry.data_version, "rows": entry.rows, "training_set": entry.training_set}
-    return {**entry.parameters, **data}
-
-
-def _decision_tags(entry: JournalEntry) -> dict[str, str]:
-    tags = {
-        "reason": entry.reason,
-        "verdict": entry.verdict,
-        "tidemill.bundle": entry.bundle,
-        "tidemill.settings": entry.settings,
-        "tidemill.environment": entry.environment,
-        "mlflow.note.content": entry.detail,
-    }
-    return {name: text for name, text in tags.items() if text}
-
-
-def _log(
-    client: Any,
-    run: Any,
-    at: int,
-    metrics: Mapping[str, float | None],
-    parameters: Mapping[str, Any],
-    tags: Mapping[str, str],
-) -> None:
-    """All in one call. MLflow ignores a metric or a parameter that it has, if it is the same."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    finite = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-    client.log_batch(
-        run.info.run_id,
-        [Metric(name, value, at, 0) for name, value in finite.items()],
-        [Param(name, _text(value)[:PARAMETER_CHARACTERS]) for name, value in parameters.items()],
-        [RunTag(name, value[:PARAMETER_CHARACTERS]) for name, value in tags.items()],
-    )
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _log(client: Any, run: _Run, fields: Fields) -> None:
+    """MLflow ignores a metric or a parameter that it has, if it is the same."""
+    for metrics, parameters, tags in pieces(fields):
+        client.log_batch(run.id, metrics, parameters, tags)

@@ -1,6 +1,8 @@
-"""A bundle as a model folder that MLflow's LightGBM flavour loads: the bundle's own bytes, and a description of them.
+"""A bundle as a model folder that MLflow loads: the bundle's own bytes, and a description of them.
 
-The description is written by hand: the flavour's own ``save_model`` would parse the model and write it anew.
+The description is written by hand: a flavour's own ``save_model`` would parse the model and write it anew. MLflow's flavours
+of LightGBM, XGBoost and CatBoost load the library's own model. ``mlflow.pyfunc`` loads any learner's, and answers with its
+bits: through LightGBM's flavour, or through ``tidemill.registered``, which must be installed where it is loaded.
 """
 
 import contextlib
@@ -14,26 +16,59 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from tidemill.core.schema import Schema
 from tidemill.errors import Unavailable
 
-FILES = ("encoder.json", "schema.json", "manifest.json")
+MANIFEST = "manifest.json"
+FILES = ("encoder.json", "schema.json", "decision.json", MANIFEST)
+LOADER = "tidemill.registered"
+
+
+class _Flavor(Struct, frozen=True):
+    """MLflow's name of the model file, and what its own flavour is told; ``package`` is what must be installed."""
+
+    file: str = "model.txt"
+    told: dict[str, str] = {}
+    package: str = "tidemill"
+
+
+FLAVORS = {
+    "lightgbm": _Flavor("model.lgb", {"model_class": "lightgbm.basic.Booster"}, "lightgbm"),
+    "xgboost": _Flavor("model.json", {"model_class": "xgboost.core.Booster", "model_format": "json"}, "tidemill[xgboost]"),
+    "catboost": _Flavor("model.cb", {"model_type": "CatBoost", "save_format": "cbm"}, "tidemill[catboost]"),
+}
+
+
+class _Manifest(Struct, frozen=True):
+    learner: str = "lightgbm"
+
+
+def learner_of(bundle: Path) -> str:
+    """Raises ``Unavailable`` for a bundle that vanishes meanwhile, or is damaged."""
+    try:
+        data = (bundle / MANIFEST).read_bytes() if (bundle / MANIFEST).exists() else b"{}"
+        return msgspec.json.decode(data, type=_Manifest).learner
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"bundle {bundle}: {error}") from error
 
 
 @contextlib.contextmanager
 def write_model(bundle: Path, tags: Mapping[str, str], model_id: str) -> Iterator[Path]:
-    """A temporary folder with the model of a bundle: ``MLmodel``, ``model.lgb`` (the bytes of ``model.txt``), what it needs
-    to be loaded, and the encoder, schema and manifest under ``bundle/``.
+    """A temporary folder with the model of a bundle: ``MLmodel``, the bytes of ``model.txt``, what it needs to be loaded,
+    and the bundle's other files under ``bundle/``.
 
-    Raises ``Unavailable`` for a bundle that vanishes meanwhile, or whose schema cannot be read.
+    Raises ``Unavailable`` for a bundle that vanishes meanwhile, or is damaged.
     """
     from mlflow.models import Model
 
+    learner = learner_of(bundle)
+    flavor = FLAVORS.get(learner, _Flavor())
     with tempfile.TemporaryDirectory(prefix="tidemill-mlflow-") as name:
         folder = Path(name)
         try:
-            shutil.copyfile(bundle / "model.txt", folder / "model.lgb")
+            shutil.copyfile(bundle / "model.txt", folder / flavor.file)
             (folder / "bundle").mkdir()
             for file in FILES:
                 if (bundle / file).exists():
@@ -41,16 +76,18 @@ def write_model(bundle: Path, tags: Mapping[str, str], model_id: str) -> Iterato
             schema = msgspec.json.decode((bundle / "schema.json").read_bytes(), type=Schema)
         except (OSError, ValueError) as error:
             raise Unavailable(f"bundle {bundle}: {error}") from error
-        version = metadata.version("lightgbm")
         python = ".".join(map(str, sys.version_info[:3]))
-        data = {"data": "model.lgb", "code": None}
         model = Model(signature=signature(schema), metadata=dict(tags), model_id=model_id)
+        loader = "mlflow.lightgbm" if learner == "lightgbm" else LOADER
         environment = {"virtualenv": "python_env.yaml"}
-        model.add_flavor("python_function", loader_module="mlflow.lightgbm", python_version=python, env=environment, **data)
-        model.add_flavor("lightgbm", lgb_version=version, model_class="lightgbm.basic.Booster", **data)
+        model.add_flavor("python_function", loader_module=loader, python_version=python, data=flavor.file, env=environment)
+        if flavor.told:
+            model.add_flavor(learner, data=flavor.file, code=None, **flavor.told)
         model.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         model.save(str(folder / "MLmodel"))
-        (folder / "requirements.txt").write_text(f"mlflow=={metadata.version('mlflow')}\nlightgbm=={version}\n")
+        needed = {"mlflow": "mlflow", flavor.package: flavor.package.partition("[")[0]}
+        lines = [f"{package}=={metadata.version(name)}\n" for package, name in needed.items()]
+        (folder / "requirements.txt").write_text("".join(lines))
         # JSON is YAML.
         environment_file = {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
         (folder / "python_env.yaml").write_text(json.dumps(environment_file) + "\n")
