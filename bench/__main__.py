@@ -15,7 +15,21 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from bench import coding, kafka, lake, latency, profile, proposers, report, scoring, search, start, swaps, throughput
+from bench import (
+    coding,
+    kafka,
+    lake,
+    latency,
+    profile,
+    proposers,
+    report,
+    scoring,
+    search,
+    start,
+    swaps,
+    throughput,
+    tracking,
+)
 from bench.stage import open_stage
 from tidemill.testing.kafka_broker import KafkaBroker, missing
 from tidemill.wiring import Wiring
@@ -114,6 +128,10 @@ def _proposers(effort: Effort) -> dict[str, object]:
     return {"proposers": proposers.measure()}
 
 
+def _tracking(effort: Effort) -> dict[str, object]:
+    return {"tracking": tracking.measure()}
+
+
 def _search(effort: Effort) -> dict[str, object]:
     return search.measure(search.Effort())
 
@@ -173,6 +191,7 @@ PARTS: dict[str, Part] = {
     "scale": _scale,
     "lake": _lake,
     "proposers": _proposers,
+    "tracking": _tracking,
     "search": _search,
 }
 SMALL_PARTS = ("scoring", "sqlite", "kafka")

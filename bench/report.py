@@ -39,6 +39,7 @@ TITLES = {
     "start": "Start of a process",
     "lake": "Recorder, monitor, join",
     "proposers": "Proposers: milliseconds of an ask and a tell",
+    "tracking": "MLflow: 1,000 trials, by how many have runs",
     "search_cold": "Search: 50 trials from nothing, against the original's way",
     "search_memory": "Search: retrainings that remember, against cold searches of 50 trials on the same rows",
     "search_engines": "Search: engines against random points, gain in log loss",

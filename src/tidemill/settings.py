@@ -242,7 +242,7 @@ class Tracking(Section, frozen=True):
         Literal["each", "one"], Meta(description="an MLflow experiment each retraining, or one for all")
     ] = "each"
     children: Annotated[
-        int, Meta(ge=0, description="trials of an experiment with a run of their own: the best; a table has them all")
+        int, Meta(ge=0, description="trials with a run of their own: the first, and in the end the best; a table has all")
     ] = 50
     report: Annotated[bool, Meta(description="the page of tidemill report beside each experiment, 5 MB")] = True
 

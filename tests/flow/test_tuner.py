@@ -139,6 +139,24 @@ def test_a_search_whose_settings_have_changed_tries_nothing_twice_and_leaves_not
     assert len(set(points)) == 10
 
 
+def test_what_another_experiment_found_in_the_same_environment_is_not_tried_again() -> None:
+    """It is a trial of this one too, in no time; on other rows it is tried."""
+    _, log = run(budget=Budget(5))
+    again = Experiment("f", an_experiment().conditions, "optuna")
+
+    def never(learner: str, parameters: Parameters, bar: float | None) -> Scored:
+        raise AssertionError(parameters)
+
+    best, both = run(never, list(log), Budget(5), experiment=again)
+    assert [(trial.experiment, trial.number, trial.seconds) for trial in both[5:]] == [
+        ("f", number, 0.0) for number in range(5)
+    ]
+    assert [trial.score for trial in both[5:]] == [trial.score for trial in log]
+    assert best.experiment == "f"
+    elsewhere = Experiment("f", an_experiment(rows=99).conditions, "optuna")
+    assert all(trial.seconds > 0 for trial in run(recorded=list(log), budget=Budget(5), experiment=elsewhere)[1][5:])
+
+
 def test_a_point_that_is_proposed_twice_is_two_trials() -> None:
     """In a small space it happens; resumed at any trial, the numbers and points are the same."""
     small = Space({"x": Choice((1.0, 2.0)), "n": Choice((1,))})

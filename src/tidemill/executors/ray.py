@@ -11,8 +11,9 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -44,11 +45,16 @@ SAME = ("tidemill", "numpy", "lightgbm", "scikit-learn", "xgboost-cpu", "xgboost
 """Packages that must have one version in a search, where they are installed: a trial has the same score on each machine."""
 
 GUARD = """
-while read -r pid; do pids="$pids $pid"; done
-kill -9 $pids
+read -r closed || for turn in 1 2 3 4 5 6 7 8 9 10; do
+    find /proc/[0-9]*/fd -lname "$0/*" 2>/dev/null | cut -d/ -f3 | sort -u | grep -vx "$1" | xargs -r kill -9
+    rm -rf "$0"
+    sleep 1
+done
 rm -rf "$0" || { sleep 1; rm -rf "$0"; }
 """
-"""A shell that waits until this process closes its input, or is killed; it ends what is left of a local Ray."""
+"""A shell that waits until its input closes. Without a word before that, it kills what has files in the folder, and starts
+late: two of Ray's processes would outlive the rest by a minute, in which they try to report its end.
+"""
 
 logger = structlog.get_logger()
 
@@ -96,7 +102,7 @@ class Ray:
             "scheduling_strategy": "SPREAD",
         }
         self._task: Any = ray.remote(_carry_out).options(**options)
-        processors = sum(machine["Resources"]["CPU"] for machine in machines)
+        processors = sum(int(machine["Resources"]["CPU"]) for machine in machines)
         logger.info("ray_connected", machines=len(machines), processors=processors)
 
     def __enter__(self) -> Self:
@@ -122,8 +128,8 @@ class Ray:
         with self._lock:
             self._closing.set()
             waiting, self._waiting = self._waiting, {}
-        for future, reference in waiting.items():
-            future.cancel()
+        for answer, reference in waiting.items():
+            answer.cancel()
             ray.cancel(reference, force=True)
 
     def evaluate(self, learner: str, parameters: Parameters, bar: float | None = None) -> Scored:
@@ -156,10 +162,11 @@ class Ray:
             if closing.is_set():
                 raise TrialFailed("the search was stopped")
             reference = self._task.remote(self._shared, asked)
-            future: Future[Reply] = reference.future()
-            self._waiting[future] = reference
+            answer: Future[Reply] = Future()
+            self._waiting[answer] = reference
+        reference.future().add_done_callback(lambda done: _pass_on(done, answer))
         try:
-            return future.result()
+            return answer.result()
         except CancelledError:
             raise TrialFailed("the search was stopped") from None
         except RayTaskError as error:
@@ -168,8 +175,8 @@ class Ray:
             logger.warning("trial_worker_replaced", error=_line(error))
             return None
         finally:
-            if future.done():
-                self._waiting.pop(future, None)
+            if answer.done():
+                self._waiting.pop(answer, None)
 
     def _told(self, reply: Reply) -> Reply:
         if not reply.out_of_memory:
@@ -179,6 +186,17 @@ class Ray:
     def _share(self) -> str:
         """What a worker may take, in brackets."""
         return f" (trainer.memory_gb gives a worker {self._limit / 1e9:.3g} GB)" if self._limit else ""
+
+
+def _pass_on(done: Future[Reply], answer: Future[Reply]) -> None:
+    """Unless nobody waits for it any more."""
+    if not answer.set_running_or_notify_cancel():
+        return
+    error = done.exception()
+    if error is None:
+        answer.set_result(done.result())
+    else:
+        answer.set_exception(error)
 
 
 class _Session:
@@ -199,30 +217,28 @@ class _Session:
                 opened.result(OPEN_SECONDS)
                 break
             except TimeoutError:
+                self._closing.set()
                 raise Unavailable(f"{_named(address)} is not ready within {OPEN_SECONDS:g} s") from None
             except Unavailable as error:  # a local Ray gives a process of its own 15 s, not enough on a busy machine
                 self._thread.join()
                 if not left:
                     raise
                 logger.warning("ray_start_failed", error=str(error))
-            finally:
-                if not opened.done():
-                    self._closing.set()
+            except BaseException:  # this process is to end: Python would hang while a thread is inside of Ray
+                self.close()
+                raise
 
     def _hold(self, address: str, processors: int, opened: Future[None]) -> None:
-        folder = tempfile.mkdtemp(prefix="ray-")
-        local: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False, "_temp_dir": folder}
-        pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        with subprocess.Popen(["/bin/sh", "-c", GUARD, folder], start_new_session=True, **pipe) as guard:
-            try:
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **(local if address == "local" else {}))
-                print(*_agents(), sep="\n", file=guard.stdin, flush=True)
-                opened.set_result(None)
-                self._closing.wait()
-            except Exception as error:
-                opened.set_exception(_explained(address, error))
-            finally:
-                ray.shutdown()
+        try:
+            with _local(processors) if address == "local" else nullcontext({}) as options:
+                try:
+                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+                    opened.set_result(None)
+                    self._closing.wait()
+                finally:
+                    ray.shutdown()
+        except Exception as error:
+            opened.set_exception(_explained(address, error))
 
     def close(self) -> None:
         """Returns once Ray is shut down."""
@@ -230,23 +246,14 @@ class _Session:
         self._thread.join()
 
 
-def _agents() -> list[int]:
-    """Two children of a local raylet that would outlive its kill by a minute, in which they try to report it."""
-    raylets = [pid for pid in _children(os.getpid()) if _proc(pid, "comm") == "raylet\n"]
-    return [pid for raylet in raylets for pid in _children(raylet) if "Agent" in _proc(pid, "cmdline")]
-
-
-def _children(pid: int) -> list[int]:
-    threads = os.listdir(f"/proc/{pid}/task")
-    return [int(child) for thread in threads for child in _proc(pid, f"task/{thread}/children").split()]
-
-
-def _proc(pid: int, name: str) -> str:
-    """What /proc says of a process; nothing of one that has ended."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text()
-    except OSError:
-        return ""
+@contextmanager
+def _local(processors: int) -> Iterator[dict[str, Any]]:
+    """The options of a local Ray, with a folder for it. Should this process be killed, or Ray not start, nothing is left."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    command = ["/bin/sh", "-c", GUARD, folder, str(os.getpid())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
+        yield {"num_cpus": processors, "include_dashboard": False, "_temp_dir": folder}
+        guard.communicate(b"closed\n")
 
 
 def _check_answers(address: str) -> None:

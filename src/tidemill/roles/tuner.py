@@ -64,7 +64,8 @@ def search(
 
     What ``recorded`` trials of this experiment and environment came to is not tried again: where their points are asked for,
     they are the answer, and count in number and in seconds. Where others are asked for (the settings have changed since),
-    they may still be the best. Each new trial is handed to ``record`` in the caller's thread. ``evaluate`` is called by
+    they may still be the best. What other experiments found in this environment is copied: the same folds would give the
+    same bits. Each new trial is handed to ``record`` in the caller's thread. ``evaluate`` is called by
     ``workers`` threads at the same time; ``TrialFailed`` makes a trial with an error. With ``prune`` it is given a bar.
     """
     environment = digest(experiment.conditions)
@@ -74,6 +75,11 @@ def search(
     for trial in done:
         known[_key(trial.learner, trial.parameters)].append(trial)
     tried = len(done)
+    twins = {
+        _key(trial.learner, trial.parameters): trial
+        for trial in recorded
+        if trial.experiment != experiment.id and trial.environment == environment and trial.score is not None
+    }
     numbers = count(1 + max((trial.number for trial in ours), default=-1))
     state = _Search(contest, evaluate, metric, experiment, environment, clock, prune)
     good = any(trial.score is not None for trial in done)
@@ -105,16 +111,26 @@ def search(
             if late and (good or state.good):
                 break
             learner, parameters, bar = state.ask()
-            before = known[_key(learner, parameters)]
+            key = _key(learner, parameters)
+            before = known[key]
             tried = tried - 1 if before else 0
-            running.append(
-                before.popleft() if before else threads.submit(state.run, next(numbers), learner, parameters, bar)
-            )
+            if before:
+                running.append(before.popleft())
+            elif key in twins:
+                running.append(_ended(state.copied(next(numbers), twins[key])))
+            else:
+                running.append(threads.submit(state.run, next(numbers), learner, parameters, bar))
         while running and settle():
             pass
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
     return state.best(chain(*known.values())), bool(running)
+
+
+def _ended(trial: Trial) -> Future[Trial]:
+    future: Future[Trial] = Future()
+    future.set_result(trial)
+    return future
 
 
 def _key(learner: str, parameters: Parameters) -> bytes:
@@ -186,6 +202,11 @@ class _Search:
             conditions=self.experiment.conditions,
             threshold=scored.threshold if scored else 0.5,
         )
+
+    def copied(self, number: int, twin: Trial) -> Trial:
+        """Another experiment's trial as one of this."""
+        facts = {"experiment": self.experiment.id, "proposer": self.experiment.proposer, "at": self.clock.now_ms()}
+        return msgspec.structs.replace(twin, number=number, seconds=0.0, **facts)
 
     def settle(self, trial: Trial) -> None:
         """Tell the contest."""
