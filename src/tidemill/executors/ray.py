@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -229,8 +229,9 @@ class _Session:
                 raise
 
     def _hold(self, address: str, processors: int, opened: Future[None]) -> None:
+        own: AbstractContextManager[dict[str, Any]] = _local(processors) if address == "local" else nullcontext({})
         try:
-            with _local(processors) if address == "local" else nullcontext({}) as options:
+            with own as options:
                 try:
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
                     opened.set_result(None)
