@@ -52,8 +52,8 @@ read -r closed || for turn in 1 2 3 4 5 6 7 8 9 10; do
 done
 rm -rf "$0" || { sleep 1; rm -rf "$0"; }
 """
-"""A shell that waits until its input closes. Without a word before that, it kills what has files in the folder, and starts
-late: two of Ray's processes would outlive the rest by a minute, in which they try to report its end.
+"""A shell that waits for a word, or for the end of its input. Without the word it kills what has files in the folder: two of
+Ray's processes would outlive the others by a minute, in which they try to report their end; some may only be starting.
 """
 
 logger = structlog.get_logger()
