@@ -117,6 +117,11 @@ class Trial(Struct, frozen=True):
     conditions: Conditions | None = None
     threshold: float = 0.5
 
+    @property
+    def state(self) -> Literal["complete", "pruned", "failed"]:
+        """How it ended."""
+        return "pruned" if self.pruned else "failed" if self.score is None else "complete"
+
 
 class JournalEntry(Struct, frozen=True):
     """One decision: an experiment with its verdict, a person's promotion, a rollback. The record's key is ``id``."""

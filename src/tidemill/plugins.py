@@ -34,7 +34,11 @@ class Plugins(Generic[Made]):
         if name in self._built_in:
             return self._built_in[name]
         for found in entry_points(group=self._group, name=name):
-            made: Made = found.load()
+            try:
+                made: Made = found.load()
+            except Exception as error:  # whatever another package does when it is imported
+                text = f"{self._kind} {name!r}: {found.value} cannot be had: {type(error).__name__}: {error}"
+                raise ConfigError(text) from error
             return made
         raise ConfigError(self._missing(name))
 

@@ -159,7 +159,7 @@ class _Page:
 
 
 def _facts(trials: Sequence[Trial], entry: JournalEntry | None) -> Iterator[tuple[str, Any]]:
-    states = [trial.pruned * "pruned" or bool(trial.error) * "failed" or "complete" for trial in trials]
+    states = [trial.state for trial in trials]
     yield "trials", ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     yield "seconds in trials", sum(trial.seconds for trial in trials)
     if entry is None:
@@ -222,13 +222,13 @@ def _study(trials: Sequence[Trial], maximise: bool) -> "Study":
     columns = {name: [trial.parameters[name] for trial in trials if name in trial.parameters] for name in names}
     seen = {name: _distribution(values) for name, values in columns.items() if len({repr(value) for value in values}) > 1}
     study = optuna.create_study(direction="maximize" if maximise else "minimize")
+    states = optuna.trial.TrialState
+    ended = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}
     for trial in trials:
         point = {name: _plain(trial.parameters[name], seen[name]) for name in trial.parameters if name in seen}
         study.add_trial(
             optuna.trial.create_trial(
-                state=getattr(
-                    optuna.trial.TrialState, "PRUNED" if trial.pruned else "FAIL" if trial.score is None else "COMPLETE"
-                ),
+                state=ended[trial.state],
                 value=trial.score,
                 params={html.escape(name): value for name, value in point.items()},
                 distributions={html.escape(name): seen[name] for name in point},

@@ -204,9 +204,8 @@ class Wiring:
         tracker = self.tracker()
         if tracker is None:
             raise ConfigError("tracking.tracker is 'none' in tidemill.toml: this project has no tracker to run")
-        TrackerRole(self.log, self.topics, tracker, self.clock, self._page if self.settings.tracking.report else None).run(
-            stop
-        )
+        page = self._page if self.settings.tracking.report else None
+        TrackerRole(self.log, self.topics, tracker, self.clock, page).run(stop)
 
     def _page(self, trials: Sequence[Trial], entry: JournalEntry) -> str:
         from tidemill.report import page

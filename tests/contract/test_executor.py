@@ -11,9 +11,9 @@ import pytest
 
 from tidemill.executors.base import TrialFailed
 from tidemill.executors.processes import Processes
-from tidemill.testing.executor_contract import WORK, Execute, ExecutorContract, three_folds
+from tidemill.testing.executor_contract import WORK, Execute, ExecutorContract
 from tidemill.testing.faults import wait_for
-from tidemill.testing.learner_contract import a_table
+from tidemill.testing.learner_contract import a_table, three_folds
 
 
 class TestProcesses(ExecutorContract):
@@ -42,8 +42,8 @@ def test_workers_end_with_their_owner_even_by_kill_9(tmp_path: Path) -> None:
     """In the middle of a trial too; the files that they read are removed."""
     code = """
         from tidemill.executors.processes import Processes
-        from tidemill.testing.executor_contract import ENDLESS, three_folds
-        from tidemill.testing.learner_contract import a_table
+        from tidemill.testing.executor_contract import ENDLESS
+        from tidemill.testing.learner_contract import a_table, three_folds
         if __name__ == "__main__":
             samples = a_table("binary", 20000)
             pool = Processes(samples, three_folds(samples), ENDLESS, 2)

@@ -20,9 +20,9 @@ from tidemill.errors import ConfigError
 from tidemill.executors.base import TrialFailed, Work
 from tidemill.learners.base import Learner, Samples, Scored
 from tidemill.learners.lightgbm import LightGBM
-from tidemill.testing.executor_contract import SMALL, WORK, Execute, ExecutorContract, three_folds
+from tidemill.testing.executor_contract import SMALL, WORK, Execute, ExecutorContract
 from tidemill.testing.faults import wait_for
-from tidemill.testing.learner_contract import a_table, cross_validated
+from tidemill.testing.learner_contract import a_table, cross_validated, three_folds
 
 adapter = pytest.importorskip("tidemill.executors.ray", reason="needs tidemill[ray]")
 Ray, ray = adapter.Ray, adapter.ray
@@ -168,8 +168,8 @@ def test_a_cluster_that_cannot_be_reached_is_told_in_a_line() -> None:
         import os, time
         from tidemill.errors import TidemillError
         from tidemill.executors import ray
-        from tidemill.testing.executor_contract import WORK, three_folds
-        from tidemill.testing.learner_contract import a_table
+        from tidemill.testing.executor_contract import WORK
+        from tidemill.testing.learner_contract import a_table, three_folds
         ray.OPEN_SECONDS = 1
         samples = a_table("binary")
         folds = three_folds(samples)
@@ -199,8 +199,8 @@ def test_a_cluster_that_cannot_be_reached_is_told_in_a_line() -> None:
 OWNER = """
     from tidemill.cli.options import exit_on_signals
     from tidemill.executors.ray import Ray
-    from tidemill.testing.executor_contract import ENDLESS, three_folds
-    from tidemill.testing.learner_contract import a_table
+    from tidemill.testing.executor_contract import ENDLESS
+    from tidemill.testing.learner_contract import a_table, three_folds
     exit_on_signals()
     samples = a_table("binary", 20000)
     with Ray(samples, three_folds(samples), ENDLESS, 1) as executor:

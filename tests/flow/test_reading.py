@@ -9,7 +9,7 @@ from tidemill.log.base import Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import JournalEntry, ModelVersion, Retrain, Topics, Trial, to_bytes
 from tidemill.roles.promotion import read_slots
-from tidemill.roles.reading import decoded, read_messages
+from tidemill.roles.reading import decoded, read_messages, read_trials
 from tidemill.status import status
 from tidemill.testing.clock import ManualClock
 
@@ -31,6 +31,17 @@ def test_what_is_no_message_is_passed_over_and_told_once(tmp_path: Path, topic: 
         assert decoded(read_all(log, topic)[0], kind) is None
     told = [(line["event"], line["topic"], line["offset"], line["expected"]) for line in lines]
     assert told == [("record_skipped", topic, offset, kind.__name__) for offset in range(len(foreign))]
+    log.close()
+
+
+def test_a_repeated_key_is_the_same_trial(tmp_path: Path) -> None:
+    """It counts once; a number is an experiment's own."""
+    log = SqliteLog(tmp_path / "log", "normal")
+    log.create([Topic(TOPICS.trials)])
+    for experiment, number in (("a", 0), ("a", 0), ("a", 1), ("b", 0)):
+        trial = Trial(experiment, number, {}, "auc", 0.5, [0.5], 1, 1.0, "v", 0)
+        log.append([Message(TOPICS.trials, to_bytes(trial), f"{experiment}/{number}".encode())])
+    assert [(trial.experiment, trial.number) for trial in read_trials(log, TOPICS)] == [("a", 0), ("a", 1), ("b", 0)]
     log.close()
 
 

@@ -334,6 +334,8 @@ def test_a_file_that_is_none_of_hyperopts_is_one_line(told: bytes, text: str) ->
 def test_hyperopt_needs_a_learner_and_a_metric() -> None:
     """Its files name neither, and a guess could spoil every later search."""
     with pytest.raises(ConfigError, match="--learner, one of lightgbm, xgboost, catboost"):
+        hyperopt([], learner="")
+    with pytest.raises(ConfigError, match="--learner 'svm' is not one of lightgbm, xgboost, catboost"):
         hyperopt([], learner="svm")
     with pytest.raises(ConfigError, match="--metric, auc or log_loss"):
         hyperopt([], metric="")

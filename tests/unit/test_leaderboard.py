@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tidemill.core.environment import digest
-from tidemill.core.leaderboard import COLUMNS, leaderboard, named, once, render, to_csv, to_json
+from tidemill.core.leaderboard import COLUMNS, leaderboard, named, render, to_csv, to_json
 from tidemill.errors import ConfigError
 from tidemill.messages import Conditions, Trial
 
@@ -126,9 +126,13 @@ def test_trials_without_a_score_are_counted_and_stand_last() -> None:
     assert full.splitlines()[-1] == "without a score: 1 pruned, 1 failed"
 
 
-def test_a_repeated_key_is_the_same_trial() -> None:
-    """It counts once."""
-    assert len(once([trial("a", 0, 0.4), trial("a", 0, 0.4), trial("a", 1, 0.5)])) == 2
+def test_what_was_taken_over_from_an_earlier_experiment_stands_once() -> None:
+    """On the board of both; among an experiment's own trials it stands too."""
+    trials = [trial("a", 0, 0.4), trial("a", 1, 0.5), trial("b", 0, 0.4), trial("b", 1, 0.3)]
+    [board] = leaderboard(trials).boards
+    assert [(row.experiment, row.number) for row in board.rows] == [("b", 1), ("a", 0), ("a", 1)]
+    assert board.experiments == ["a", "b"]
+    assert len(leaderboard(trials[2:]).boards[0].rows) == 2
 
 
 def test_the_table_has_a_line_a_trial() -> None:

@@ -129,11 +129,9 @@ def import_(project: Path, source: Path, kind: "Format | None", learner: str, me
 
 
 def _trials(wiring: "Wiring") -> list["Trial"]:
-    from tidemill.core.leaderboard import once
-    from tidemill.messages import Trial
-    from tidemill.roles.reading import read_messages
+    from tidemill.roles.reading import read_trials
 
-    return once(read_messages(wiring.log, wiring.topics.trials, Trial))
+    return read_trials(wiring.log, wiring.topics)
 
 
 def _of(trials: list["Trial"], experiment: str) -> list["Trial"]:

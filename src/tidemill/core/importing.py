@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from tidemill.core.environment import digest
 from tidemill.core.foreign_names import LEARNERS, Misfit, our_metric, our_parameters
-from tidemill.core.metrics import METRICS, metric
+from tidemill.core.metrics import METRICS
 from tidemill.core.schema import Schema, Task
 from tidemill.errors import ConfigError
 from tidemill.messages import Conditions, Trial
@@ -60,12 +60,15 @@ class Imported(Struct, frozen=True):
 
 def read(kind: Format, files: Mapping[str, bytes], reading: Reading, schema: Schema, now_ms: int) -> Imported:
     """The trials in files, which are given by their names. ``ConfigError`` where none of it can be read."""
-    if kind == "hyperopt" and reading.learner not in LEARNERS:
+    if reading.learner and reading.learner not in LEARNERS:
+        raise ConfigError(f"--learner {reading.learner!r} is not one of {', '.join(LEARNERS)}")
+    if kind == "hyperopt" and not reading.learner:
         raise ConfigError(f"Hyperopt's trials do not say whose they are: --learner, one of {', '.join(LEARNERS)}")
     if kind == "hyperopt" and not reading.metric:
         raise ConfigError("Hyperopt's trials do not say what their loss measures: --metric, auc or log_loss for example")
-    if reading.metric:
-        metric(reading.metric, schema.task)
+    fitting = sorted(one.name for one in METRICS.values() if schema.task in one.tasks)
+    if reading.metric and reading.metric not in fitting:
+        raise ConfigError(f"--metric {reading.metric!r} does not fit a {schema.task} target; valid are {', '.join(fitting)}")
     found = _Found(f"{PREFIX}{_digest(files, reading)}", schema, now_ms)
     try:
         (_hunter if kind == "hh" else _hyperopt)(files, reading, found)

@@ -42,7 +42,9 @@ class Row(Struct, frozen=True):
 
 
 class Board(Struct, frozen=True):
-    """The trials of one environment, the best first, those without a score last."""
+    """The trials of one environment, the best first, those without a score last; one that an experiment took over from
+    an earlier one stands once.
+    """
 
     environment: str
     metric: str
@@ -71,11 +73,6 @@ class Leaderboard(Struct, frozen=True):
     left_out: list[LeftOut]
 
 
-def once(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials in their order; a repeated key is the same trial."""
-    return list({(trial.experiment, trial.number): trial for trial in trials}.values())
-
-
 def named(given: str, experiments: Sequence[str]) -> str:
     """The experiment that a person means: its id, how no other one begins, or ``latest``; ``experiments``, oldest first."""
     known = list(dict.fromkeys(experiments))
@@ -101,7 +98,8 @@ def leaderboard(trials: Sequence[Trial], metric: str = "", every: bool = False) 
     return Leaderboard(shown, _left_out(shown[0] if shown else None, groups.values()))
 
 
-def _board(trials: Sequence[Trial]) -> Board:
+def _board(found: Sequence[Trial]) -> Board:
+    trials = _tried(found)
     measure = METRICS[trials[0].metric]
     scored = [(measure.loss(trial.score), place, trial) for place, trial in enumerate(trials) if trial.score is not None]
     ranked = [_row(trial, rank) for rank, (_, _, trial) in enumerate(sorted(scored, key=lambda one: one[:2]), 1)]
@@ -110,17 +108,27 @@ def _board(trials: Sequence[Trial]) -> Board:
         trials[0].environment,
         measure.name,
         trials[0].conditions,
-        list(dict.fromkeys(trial.experiment for trial in trials)),
+        list(dict.fromkeys(trial.experiment for trial in found)),
         [*ranked, *sorted(others, key=lambda row: row.state == "failed")],
     )
 
 
+def _tried(trials: Sequence[Trial]) -> list[Trial]:
+    """Without those that an experiment took over from an earlier one of the same environment."""
+    first: dict[tuple[object, ...], str] = {}
+    found = []
+    for trial in trials:
+        point = trial.learner, trial.score, tuple(sorted(trial.parameters.items(), key=lambda one: one[0]))
+        if trial.score is None or first.setdefault(point, trial.experiment) == trial.experiment:
+            found.append(trial)
+    return found
+
+
 def _row(trial: Trial, rank: int | None) -> Row:
-    state = "pruned" if trial.pruned else "complete" if trial.score is not None else "failed"
     return Row(
         rank,
         trial.score,
-        state,
+        trial.state,
         trial.learner,
         trial.rounds,
         trial.seconds,

@@ -43,20 +43,22 @@ def recall(past: Sequence[Trial], learner: str, space: Space, metric_name: str, 
     ours = [trial for trial in past if _usable(trial, learner, task)]
     same = [trial for trial in ours if trial.metric == metric_name]
     losses: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    points: dict[tuple[Any, ...], tuple[Point, bool]] = {}
+    points: dict[tuple[Any, ...], Point] = {}
+    exact: set[tuple[Any, ...]] = set()
     for trial, loss in zip(same, _on_one_scale(same), strict=True):
         found = _translated(trial.parameters, space)
         if found is not None:
-            key = _key(found[0])
-            points[key] = (found[0], found[1] or points.get(key, (None, False))[1])
-            losses[key].append(loss)
+            point, is_exact = found
+            points[_key(point)] = point
+            losses[_key(point)].append(loss)
+            exact |= {_key(point)} if is_exact else set()
     ranked = sorted(points, key=lambda key: float(np.mean(losses[key])))
-    retry = [(points[key][0], float(np.mean(losses[key]))) for key in ranked[:RETRIED]]
+    retry = [(points[key], float(np.mean(losses[key]))) for key in ranked[:RETRIED]]
     if not same:
         retry = [(point, math.nan) for point in _best_of_others(ours, space)][:RETRIED]
     newest = list(points)[::-1]
     kept = dict.fromkeys([*ranked[: TOLD_MAX // 2], *newest])
-    told = [(points[key][0], float(np.mean(losses[key]))) for key in list(kept)[:TOLD_MAX] if points[key][1]]
+    told = [(points[key], float(np.mean(losses[key]))) for key in list(kept)[:TOLD_MAX] if key in exact]
     return Recalled(retry, told[::-1])
 
 
@@ -72,7 +74,7 @@ def _on_one_scale(trials: Sequence[Trial]) -> list[float]:
     groups: dict[str, dict[tuple[Any, ...], float]] = {}
     for trial in trials:
         group = groups.pop(trial.environment, {})
-        group[_raw_key(trial)] = _loss(trial)
+        group[_key(trial.parameters)] = _loss(trial)
         groups[trial.environment] = group
     moved: dict[str, float] = {}
     scale: dict[tuple[Any, ...], float] = {}
@@ -140,7 +142,3 @@ def _nearest(dimension: Dimension, value: Any) -> int | float | None:
 
 def _key(point: Point) -> tuple[Any, ...]:
     return tuple((name, type(point[name]), point[name]) for name in sorted(point))
-
-
-def _raw_key(trial: Trial) -> tuple[Any, ...]:
-    return _key(trial.parameters)

@@ -1,15 +1,21 @@
 """An executor carries out what a search asks for, in processes on this machine or on others."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Literal, Protocol, Self
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from tidemill.core.metrics import metric
 from tidemill.errors import ConfigError
-from tidemill.learners.base import Fold, Learner, Parameters, Samples, Scored, out_of_fold
+from tidemill.learners.base import Fold, Learner, Parameters, Samples, Scored, Terms, out_of_fold
+
+ATTEMPTS = 3
+"""How often a trial is started whose worker is killed; an outsider (the kernel, short of memory) may have done it."""
 
 
 class TrialFailed(ConfigError):
@@ -97,8 +103,8 @@ def carry_out(work: Work, samples: Samples, folds: Sequence[Fold], asked: Assign
             found = out_of_fold(learner, samples, folds, asked.parameters, asked.rounds, work.seed, work.threads)
             return Reply(predictions=found.tobytes())
         measure = metric(work.metric, samples.task)
-        rest = (work.seed, work.threads, work.rounds_max, work.patience, asked.bar)
-        return Reply(learner.cross_validate(samples, folds, asked.parameters, measure, *rest))
+        terms = Terms(work.seed, work.threads, work.rounds_max, work.patience, asked.bar)
+        return Reply(learner.cross_validate(samples, folds, asked.parameters, measure, terms))
     except Exception as error:
         return _refusal(error)
 
@@ -111,23 +117,58 @@ def _refusal(error: Exception) -> Reply:
     return Reply(error=text)
 
 
-def scored_of(reply: Reply) -> Scored:
-    """Raises ``TrialFailed`` where there is no score."""
-    if reply.scored is None:
-        raise TrialFailed(reply.error)
-    return reply.scored
+class AskingExecutor(ABC):
+    """What executors share whose workers take an ``Assignment`` and give a ``Reply``: who asks, how often, and what a person
+    is told. ``_rows`` is how many the samples have, ``_limit`` what a worker may take of memory in bytes (0: no limit).
+    """
 
+    _rows: int
+    _limit: int
 
-def model_of(reply: Reply) -> bytes:
-    """Raises ``TrialFailed`` where there is no model."""
-    if not reply.model:
-        raise TrialFailed(reply.error)
-    return reply.model
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-def predictions_of(reply: Reply, rows: int) -> NDArray[np.float64]:
-    """float64[rows] or float64[rows, classes]. Raises ``TrialFailed`` where there are none."""
-    if not reply.predictions:
-        raise TrialFailed(reply.error)
-    found = np.frombuffer(reply.predictions, np.float64).reshape(rows, -1)
-    return found[:, 0] if found.shape[1] == 1 else found
+    @abstractmethod
+    def close(self) -> None:
+        """See ``Executor.close``."""
+
+    @abstractmethod
+    def _replies(self, asked: Assignment) -> Generator[Reply | None, None, None]:
+        """The reply of a worker, again and again for as long as it is asked for; None where it died meanwhile. Raises
+        ``TrialFailed`` once the executor is closed, or what is under way given up.
+        """
+
+    def evaluate(self, learner: str, parameters: Parameters, bar: float | None = None) -> Scored:
+        """See ``Executor.evaluate``."""
+        reply = self._ask(Assignment("evaluate", learner, parameters, bar=bar))
+        if reply.scored is None:
+            raise TrialFailed(reply.error)
+        return reply.scored
+
+    def fit(self, learner: str, parameters: Parameters, rounds: int) -> bytes:
+        """See ``Executor.fit``."""
+        reply = self._ask(Assignment("fit", learner, parameters, rounds))
+        if not reply.model:
+            raise TrialFailed(reply.error)
+        return reply.model
+
+    def out_of_fold(self, learner: str, parameters: Parameters, rounds: int) -> NDArray[np.float64]:
+        """See ``Executor.out_of_fold``."""
+        reply = self._ask(Assignment("out_of_fold", learner, parameters, rounds))
+        if not reply.predictions:
+            raise TrialFailed(reply.error)
+        found = np.frombuffer(reply.predictions, np.float64).reshape(self._rows, -1)
+        return found[:, 0] if found.shape[1] == 1 else found
+
+    def _ask(self, asked: Assignment) -> Reply:
+        share = f" (trainer.memory_gb gives a worker {self._limit / 1e9:.3g} GB)" if self._limit else ""
+        with closing(self._replies(asked)) as replies:
+            reply = next((reply for reply in islice(replies, ATTEMPTS) if reply is not None), None)
+        if reply is None:
+            raise TrialFailed(f"its worker process died {ATTEMPTS} times; out of memory{share}?")
+        if reply.out_of_memory:
+            return structs.replace(reply, error=f"out of memory{share}: {reply.error}")
+        return reply

@@ -7,25 +7,21 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from tidemill.core.schema import Task
-from tidemill.executors.base import Assignment, Reply, TrialFailed, Work, carry_out, model_of, predictions_of, scored_of
+from tidemill.executors.base import AskingExecutor, Assignment, Reply, TrialFailed, Work, carry_out
 from tidemill.failpoints import failpoint
-from tidemill.learners.base import Fold, Parameters, Samples, Scored
+from tidemill.learners.base import Fold, Samples
 from tidemill.priority import run_when_idle
-
-ATTEMPTS = 3
-"""How often a trial is started whose worker is killed; an outsider (the kernel, short of memory) may have done it."""
 
 logger = structlog.get_logger()
 
@@ -42,7 +38,7 @@ class _Scratch(Struct, frozen=True):
     folds: int
 
 
-class Processes:
+class Processes(AskingExecutor):
     """An ``Executor``. Each worker has one assignment at a time, runs when nobody else wants the processor, reads the
     samples from memory-mapped files, is replaced if killed, and ends with its owner, even by kill -9. Beyond its share of
     ``memory_bytes`` it is refused memory, which fails the trial.
@@ -63,12 +59,6 @@ class Processes:
         for worker in self._workers:
             self._free.put(worker)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """See ``Executor.close``; the files go too."""
         self._stop()
@@ -84,23 +74,11 @@ class Processes:
         for worker in self._workers:
             worker.kill()
 
-    def evaluate(self, learner: str, parameters: Parameters, bar: float | None = None) -> Scored:
-        """See ``Executor.evaluate``."""
-        return scored_of(self._ask(Assignment("evaluate", learner, parameters, bar=bar)))
-
-    def fit(self, learner: str, parameters: Parameters, rounds: int) -> bytes:
-        """See ``Executor.fit``."""
-        return model_of(self._ask(Assignment("fit", learner, parameters, rounds)))
-
-    def out_of_fold(self, learner: str, parameters: Parameters, rounds: int) -> NDArray[np.float64]:
-        """See ``Executor.out_of_fold``."""
-        return predictions_of(self._ask(Assignment("out_of_fold", learner, parameters, rounds)), self._rows)
-
-    def _ask(self, asked: Assignment) -> Reply:
+    def _replies(self, asked: Assignment) -> Generator[Reply | None, None, None]:
         closing, free = self._closing, self._free
         worker = free.get()
         try:
-            for _ in range(ATTEMPTS):
+            while True:
                 reply = worker.ask(asked)
                 if reply is None and closing.is_set():
                     raise TrialFailed("the search was stopped")
@@ -108,20 +86,9 @@ class Processes:
                     error = reply.error if reply else ""
                     logger.warning("trial_worker_replaced", exit_code=worker.kill(), error=error)
                     worker.start()
-                if reply is not None:
-                    return self._told(reply)
-            raise TrialFailed(f"its worker process died {ATTEMPTS} times; out of memory{self._share()}?")
+                yield reply
         finally:
             free.put(worker)
-
-    def _told(self, reply: Reply) -> Reply:
-        if not reply.out_of_memory:
-            return reply
-        return msgspec.structs.replace(reply, error=f"out of memory{self._share()}: {reply.error}")
-
-    def _share(self) -> str:
-        """What a worker may take, in brackets."""
-        return f" (trainer.memory_gb gives a worker {self._limit / 1e9:.3g} GB)" if self._limit else ""
 
 
 class _Worker:

@@ -11,24 +11,20 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-import numpy as np
 import structlog
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from tidemill.errors import ConfigError, TidemillError, Unavailable
-from tidemill.executors.base import Assignment, Reply, TrialFailed, Work, carry_out, model_of, predictions_of, scored_of
-from tidemill.executors.processes import ATTEMPTS
+from tidemill.executors.base import ATTEMPTS, AskingExecutor, Assignment, Reply, TrialFailed, Work, carry_out
 from tidemill.failpoints import failpoint
-from tidemill.learners.base import Fold, Parameters, Samples, Scored
+from tidemill.learners.base import Fold, Samples
 from tidemill.priority import run_when_idle
 
 # Read by the import. Else Ray puts a handler of its own before this process's SIGTERM, and leaves none when it shuts down.
@@ -68,7 +64,7 @@ class _Shared(Struct, frozen=True):
     memory_bytes: int
 
 
-class Ray:
+class Ray(AskingExecutor):
     """An ``Executor``. Each assignment is a task for as many processors as ``work.threads``, on whatever machine has them
     free; its worker process runs when nobody else wants the processor. Ray starts no task on a machine without room for its
     share of ``memory_bytes``, and a trial that takes more is refused memory, which fails it.
@@ -105,12 +101,6 @@ class Ray:
         processors = sum(int(machine["Resources"]["CPU"]) for machine in machines)
         logger.info("ray_connected", machines=len(machines), processors=processors)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """See ``Executor.close``; a Ray that was started for this ends too."""
         self._stop()
@@ -132,26 +122,11 @@ class Ray:
             answer.cancel()
             ray.cancel(reference, force=True)
 
-    def evaluate(self, learner: str, parameters: Parameters, bar: float | None = None) -> Scored:
-        """See ``Executor.evaluate``."""
-        return scored_of(self._ask(Assignment("evaluate", learner, parameters, bar=bar)))
-
-    def fit(self, learner: str, parameters: Parameters, rounds: int) -> bytes:
-        """See ``Executor.fit``."""
-        return model_of(self._ask(Assignment("fit", learner, parameters, rounds)))
-
-    def out_of_fold(self, learner: str, parameters: Parameters, rounds: int) -> NDArray[np.float64]:
-        """See ``Executor.out_of_fold``."""
-        return predictions_of(self._ask(Assignment("out_of_fold", learner, parameters, rounds)), self._rows)
-
-    def _ask(self, asked: Assignment) -> Reply:
+    def _replies(self, asked: Assignment) -> Generator[Reply | None, None, None]:
         closing = self._closing
         with self._slots:
-            for _ in range(ATTEMPTS):
-                reply = self._try(asked, closing)
-                if reply is not None:
-                    return self._told(reply)
-        raise TrialFailed(f"its worker process died {ATTEMPTS} times; out of memory{self._share()}?")
+            while True:
+                yield self._try(asked, closing)
 
     def _try(self, asked: Assignment, closing: threading.Event) -> Reply | None:
         """The answer, or None where the worker or its machine died.
@@ -177,15 +152,6 @@ class Ray:
         finally:
             if answer.done():
                 self._waiting.pop(answer, None)
-
-    def _told(self, reply: Reply) -> Reply:
-        if not reply.out_of_memory:
-            return reply
-        return msgspec.structs.replace(reply, error=f"out of memory{self._share()}: {reply.error}")
-
-    def _share(self) -> str:
-        """What a worker may take, in brackets."""
-        return f" (trainer.memory_gb gives a worker {self._limit / 1e9:.3g} GB)" if self._limit else ""
 
 
 def _pass_on(done: Future[Reply], answer: Future[Reply]) -> None:

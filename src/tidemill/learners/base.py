@@ -46,6 +46,21 @@ class Scored(Struct, frozen=True):
     threshold: float = 0.5
 
 
+class Terms(Struct, frozen=True):
+    """How a cross-validation is run: all folds stop once their mean has not improved for ``patience`` rounds, at
+    ``rounds_max`` at the latest.
+
+    With a ``bar`` the first fold is trained alone until it has not improved for as long; where its loss is above the bar,
+    that is all. Else the result is the same as without.
+    """
+
+    seed: int = 0
+    threads: int = 1
+    rounds_max: int = 2000
+    patience: int = 30
+    bar: float | None = None
+
+
 class Model(Protocol):
     """Immutable; used by one thread at a time. ``engine`` says what computes its answers: all give the same bits."""
 
@@ -85,22 +100,9 @@ class Learner(Protocol):
         ...
 
     def cross_validate(
-        self,
-        samples: Samples,
-        folds: Sequence[Fold],
-        parameters: Parameters,
-        metric: Metric,
-        seed: int,
-        threads: int,
-        rounds_max: int,
-        patience: int,
-        bar: float | None = None,
+        self, samples: Samples, folds: Sequence[Fold], parameters: Parameters, metric: Metric, terms: Terms
     ) -> Scored:
-        """Train on each fold, all stopped jointly once the folds' mean has not improved for ``patience`` rounds.
-
-        With a ``bar`` the first fold is trained alone until it has not improved for as long; where its loss is above the
-        bar, that is all. Else the result is the same as without.
-        """
+        """Train on each fold, all stopped jointly; see ``Terms``."""
         ...
 
     def fit(self, samples: Samples, parameters: Parameters, rounds: int, seed: int, threads: int) -> Model:
@@ -188,32 +190,42 @@ def grown(
     samples: Samples,
     folds: Sequence[Fold],
     metric: Metric,
-    rounds_max: int,
-    patience: int,
-    bar: float | None,
+    terms: Terms,
 ) -> Scored:
     """``Learner.cross_validate`` for a learner that learns in rounds; ``make`` begins a fold's model. All folds stop
     together: stopping each alone shifts losses by up to 0.0015.
     """
     growing = [make(folds[0])]
-    if bar is not None:
-        rounds = best_rounds(growing, metric.grows_by, rounds_max, patience)
+    if terms.bar is not None:
+        rounds = best_rounds(growing, metric.grows_by, terms)
         alone = scored_folds(metric, samples, folds[:1], [growing[0].predict(rounds)], rounds, pruned=True)
-        if metric.loss(alone.score) > bar:
+        if metric.loss(alone.score) > terms.bar:
             return alone
     growing += [make(fold) for fold in folds[1:]]
-    rounds = best_rounds(growing, metric.grows_by, rounds_max, patience)
+    rounds = best_rounds(growing, metric.grows_by, terms)
     return scored_folds(metric, samples, folds, [fold.predict(rounds) for fold in growing], rounds)
 
 
-def best_rounds(folds: Sequence[GrowingFold], metric: Metric, rounds_max: int, patience: int) -> int:
+def fitted_at_once(
+    learner: Learner, samples: Samples, folds: Sequence[Fold], parameters: Parameters, metric: Metric, terms: Terms
+) -> Scored:
+    """``Learner.cross_validate`` for a learner without rounds: ``rounds`` is 1."""
+
+    def fit(part: Samples) -> Model:
+        return learner.fit(part, parameters, 1, terms.seed, terms.threads)
+
+    once = structs.replace(terms, rounds_max=1)
+    return grown(lambda fold: FittedFold(samples, fold, metric.grows_by, fit), samples, folds, metric, once)
+
+
+def best_rounds(folds: Sequence[GrowingFold], metric: Metric, terms: Terms) -> int:
     """Grow until the folds' mean has not improved for ``patience`` rounds; where it was best."""
     best, best_loss = 1, np.inf
-    for number in range(1, rounds_max + 1):
+    for number in range(1, terms.rounds_max + 1):
         loss = metric.loss(float(np.mean([fold.score(number) for fold in folds])))
         if loss < best_loss:
             best, best_loss = number, loss
-        elif number - best >= patience:
+        elif number - best >= terms.patience:
             break
     return best
 

@@ -24,7 +24,7 @@ from tidemill.core.schema import Task
 from tidemill.core.space import Choice, Integer, Real, Space
 from tidemill.errors import BundleRefused
 from tidemill.imports import hidden
-from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored, grown, taken
+from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored, Terms, grown, taken
 from tidemill.learners.inputs import Codes, check_width, float32
 
 LOSSES: dict[Task, str] = {"binary": "Logloss", "multiclass": "MultiClass", "regression": "RMSE"}
@@ -145,18 +145,9 @@ class CatBoost:
         )
 
     def cross_validate(
-        self,
-        samples: Samples,
-        folds: Sequence[Fold],
-        parameters: Parameters,
-        metric: Metric,
-        seed: int,
-        threads: int,
-        rounds_max: int,
-        patience: int,
-        bar: float | None = None,
+        self, samples: Samples, folds: Sequence[Fold], parameters: Parameters, metric: Metric, terms: Terms
     ) -> Scored:
-        full = _full_parameters(samples, parameters, rounds_max, seed, threads)
+        full = _full_parameters(samples, parameters, terms.rounds_max, terms.seed, terms.threads)
         full["eval_metric"] = OWN_METRICS[metric.grows_by.name]
         with ExitStack() as stack:
 
@@ -165,7 +156,7 @@ class CatBoost:
                 stack.callback(growing.close)
                 return growing
 
-            return grown(start, samples, folds, metric, rounds_max, patience, bar)
+            return grown(start, samples, folds, metric, terms)
 
     def fit(self, samples: Samples, parameters: Parameters, rounds: int, seed: int, threads: int) -> Model:
         codes, features = Codes.of(samples.matrix, samples.categorical), samples.matrix.shape[1]

@@ -17,7 +17,8 @@ from tidemill.core.schema import Task
 from tidemill.core.space import Integer, Real, Space
 from tidemill.errors import BundleRefused
 from tidemill.imports import hidden
-from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored, grown
+from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored, Terms, grown
+from tidemill.learners.inputs import check_width
 from tidemill.learners.lightgbm_table import NumpyScorer, Scorer, Table, answers, build_table, edge_rows
 from tidemill.learners.lightgbm_text import NotForTable, read_forest
 
@@ -89,8 +90,7 @@ class TableModel:
     def predict(self, matrix: Matrix) -> NDArray[np.float64]:
         """Raises ``ValueError`` for a matrix of another width."""
         forest = self._table.forest
-        if matrix.shape[1:] != (forest.features,):
-            raise ValueError(f"a matrix of shape {matrix.shape} for a model of {forest.features} features")
+        check_width(matrix, forest.features)
         if len(matrix) == 0:
             return np.empty((0, forest.outputs) if forest.outputs > 1 else 0)
         return answers(forest, self._scorer(matrix))
@@ -153,20 +153,12 @@ class LightGBM:
         )
 
     def cross_validate(
-        self,
-        samples: Samples,
-        folds: Sequence[Fold],
-        parameters: Parameters,
-        metric: Metric,
-        seed: int,
-        threads: int,
-        rounds_max: int,
-        patience: int,
-        bar: float | None = None,
+        self, samples: Samples, folds: Sequence[Fold], parameters: Parameters, metric: Metric, terms: Terms
     ) -> Scored:
         by = metric.grows_by
-        full = _full_parameters(samples, parameters, seed, threads) | {"metric": OWN_METRICS.get(by.name, "None")}
-        return grown(lambda fold: _GrowingFold(samples, fold, full, by), samples, folds, metric, rounds_max, patience, bar)
+        full = _full_parameters(samples, parameters, terms.seed, terms.threads)
+        full["metric"] = OWN_METRICS.get(by.name, "None")
+        return grown(lambda fold: _GrowingFold(samples, fold, full, by), samples, folds, metric, terms)
 
     def fit(self, samples: Samples, parameters: Parameters, rounds: int, seed: int, threads: int) -> Model:
         booster = _booster(samples, slice(None), _full_parameters(samples, parameters, seed, threads))

@@ -18,7 +18,7 @@ from tidemill.core.schema import Task
 from tidemill.core.space import Real, Space
 from tidemill.errors import BundleRefused
 from tidemill.imports import hidden
-from tidemill.learners.base import FittedFold, Fold, Matrix, Model, Parameters, Samples, Scored, grown
+from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored, Terms, fitted_at_once
 from tidemill.learners.inputs import Codes, Floats, check_width
 from tidemill.learners.probabilities import sigmoid, softmax
 
@@ -120,23 +120,9 @@ class Linear:
         return Space({"C": Real(1e-3, 1e3, log=True)}, first={"C": 1.0})
 
     def cross_validate(
-        self,
-        samples: Samples,
-        folds: Sequence[Fold],
-        parameters: Parameters,
-        metric: Metric,
-        seed: int,
-        threads: int,
-        rounds_max: int,
-        patience: int,
-        bar: float | None = None,
+        self, samples: Samples, folds: Sequence[Fold], parameters: Parameters, metric: Metric, terms: Terms
     ) -> Scored:
-        """``rounds`` is 1."""
-
-        def make(fold: Fold) -> FittedFold:
-            return FittedFold(samples, fold, metric.grows_by, lambda part: self.fit(part, parameters, 1, seed, threads))
-
-        return grown(make, samples, folds, metric, 1, patience, bar)
+        return fitted_at_once(self, samples, folds, parameters, metric, terms)
 
     def fit(self, samples: Samples, parameters: Parameters, rounds: int, seed: int, threads: int) -> Model:
         """Raises ``ValueError`` where no finite model comes of it."""

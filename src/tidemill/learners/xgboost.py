@@ -19,7 +19,7 @@ from tidemill.core.schema import Task
 from tidemill.core.space import Integer, Real, Space
 from tidemill.errors import BundleRefused
 from tidemill.imports import hidden
-from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored, grown
+from tidemill.learners.base import Fold, Matrix, Model, Parameters, Samples, Scored, Terms, grown
 from tidemill.learners.inputs import Codes, check_width, float32
 
 OBJECTIVES: dict[Task, str] = {
@@ -125,22 +125,13 @@ class XGBoost:
         )
 
     def cross_validate(
-        self,
-        samples: Samples,
-        folds: Sequence[Fold],
-        parameters: Parameters,
-        metric: Metric,
-        seed: int,
-        threads: int,
-        rounds_max: int,
-        patience: int,
-        bar: float | None = None,
+        self, samples: Samples, folds: Sequence[Fold], parameters: Parameters, metric: Metric, terms: Terms
     ) -> Scored:
         by = metric.grows_by
-        full = _full_parameters(samples, parameters, seed, threads)
+        full = _full_parameters(samples, parameters, terms.seed, terms.threads)
         if by.name in OWN_METRICS:
             full["eval_metric"] = OWN_METRICS[by.name]
-        return grown(lambda fold: _GrowingFold(samples, fold, full, by), samples, folds, metric, rounds_max, patience, bar)
+        return grown(lambda fold: _GrowingFold(samples, fold, full, by), samples, folds, metric, terms)
 
     def fit(self, samples: Samples, parameters: Parameters, rounds: int, seed: int, threads: int) -> Model:
         codes = Codes.of(samples.matrix, samples.categorical)

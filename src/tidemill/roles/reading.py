@@ -8,7 +8,7 @@ import structlog
 from msgspec import Struct
 
 from tidemill.log.base import Log, Record, read_all
-from tidemill.messages import JournalEntry, Topics
+from tidemill.messages import JournalEntry, Topics, Trial
 
 logger = structlog.get_logger()
 
@@ -28,6 +28,12 @@ def read_messages(log: Log, topic: str, kind: type[Kind]) -> list[Kind]:
     """The messages that stand in a topic now, in the order of the log."""
     found = (decoded(record, kind) for record in read_all(log, topic))
     return [message for message in found if message is not None]
+
+
+def read_trials(log: Log, topics: Topics) -> list[Trial]:
+    """The project's trials so far, in their order; a repeated key is the same trial."""
+    trials = read_messages(log, topics.trials, Trial)
+    return list({(trial.experiment, trial.number): trial for trial in trials}.values())
 
 
 def decided_commands(log: Log, topics: Topics) -> set[str]:

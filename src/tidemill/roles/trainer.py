@@ -45,7 +45,7 @@ from tidemill.roles.experiment import (
 )
 from tidemill.roles.loop import run_loop
 from tidemill.roles.promotion import announcements, deciding, read_slots
-from tidemill.roles.reading import decided_commands, read_messages
+from tidemill.roles.reading import decided_commands, read_messages, read_trials
 from tidemill.settings import Settings
 
 logger = structlog.get_logger()
@@ -164,7 +164,7 @@ class Trainer:
             return entry, self._outputs(entry, [])
         learnt, judged = observed.split(held)
         prepared = self._prepare(learnt)
-        found = run_search(command.id, prepared, self.plan, self._trials(), self._record)
+        found = run_search(command.id, prepared, self.plan, read_trials(self.log, self.topics), self._record)
         failpoint("trainer.searched")
         best, challenger = found.best, found.fitted
         champion, comparison = self._judge(challenger, champion, judged)
@@ -328,11 +328,6 @@ class Trainer:
 
     def _journal(self) -> list[JournalEntry]:
         return read_messages(self.log, self.topics.journal, JournalEntry)
-
-    def _trials(self) -> list[Trial]:
-        """The project's trials so far, in their order; a repeated key is the same trial."""
-        trials = read_messages(self.log, self.topics.trials, Trial)
-        return list({(trial.experiment, trial.number): trial for trial in trials}.values())
 
     def _record(self, trial: Trial) -> None:
         key = f"{trial.experiment}/{trial.number}".encode()

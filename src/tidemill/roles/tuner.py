@@ -1,8 +1,9 @@
 """The one loop that asks, tries and tells.
 
-But for the clock, a search is a pure function of its arguments: trials are told in the order of their numbers, and number n
-is asked once all up to n - workers are told, however long each takes. So resuming is a replay: the proposers are asked for
-the recorded trials too, are told their recorded losses without any work, and go on as if nobody had been killed.
+But for the clock, a search is a pure function of its arguments: trials are told in the order in which they were asked for,
+and one is asked for once all but the last ``workers`` before it are told, however long each takes. So resuming is a replay:
+the proposers are asked for the recorded trials too, are told their recorded losses without any work, and go on as if nobody
+had been killed.
 """
 
 import math
@@ -12,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, count
 
 import msgspec
-import structlog
 from msgspec import Struct
 
 from tidemill.clock import Clock
@@ -26,8 +26,6 @@ from tidemill.messages import Conditions, Trial
 from tidemill.tuning.contest import Contest
 
 Evaluate = Callable[[str, Parameters, float | None], Scored]
-
-logger = structlog.get_logger()
 
 
 class Budget(Struct, frozen=True):
@@ -82,7 +80,7 @@ def search(
     }
     numbers = count(1 + max((trial.number for trial in ours), default=-1))
     state = _Search(contest, evaluate, metric, experiment, environment, clock, prune)
-    good = any(trial.score is not None for trial in done)
+    state.good = any(trial.score is not None for trial in done)
     deadline = math.inf
     if budget.seconds:
         deadline = clock.monotonic() + budget.seconds - sum(trial.seconds for trial in done) / workers
@@ -92,7 +90,7 @@ def search(
         """The oldest trial's end, or False at the deadline, once one is good."""
         trial = running[0]
         if isinstance(trial, Future):
-            limited = (good or state.good) and deadline < math.inf
+            limited = state.good and deadline < math.inf
             try:
                 trial = trial.result(max(0.0, deadline - clock.monotonic()) if limited else None)
             except TimeoutError:
@@ -107,8 +105,8 @@ def search(
         for _ in range(budget.trials):
             if len(running) == workers and not settle():
                 break
-            late = not tried and (clock.monotonic() >= deadline or state.stale(budget.stale))
-            if late and (good or state.good):
+            late = clock.monotonic() >= deadline or state.stale(budget.stale)
+            if late and state.good and not tried:
                 break
             learner, parameters, bar = state.ask()
             key = _key(learner, parameters)
@@ -138,7 +136,9 @@ def _key(learner: str, parameters: Parameters) -> bytes:
 
 
 class _Search:
-    """The trials of one search that are told; ``run`` may be called by several threads."""
+    """The trials of one search that are told, and whether any has a score (``good``); ``run`` may be called by several
+    threads.
+    """
 
     def __init__(
         self,
@@ -159,13 +159,9 @@ class _Search:
         self.prune = prune
         self.settled: list[Trial] = []
         self.last_error = "none"
+        self.good = False
         self._firsts: list[float] = []
         self._means: list[float] = []
-
-    @property
-    def good(self) -> bool:
-        """Whether any trial that is told has a score."""
-        return bool(self._means)
 
     def stale(self, limit: int) -> bool:
         """Whether the last ``limit`` trials have brought nothing better."""
@@ -213,6 +209,7 @@ class _Search:
         self.settled.append(trial)
         self.contest.tell(trial.learner, trial.parameters, self._told(trial))
         if trial.score is not None:
+            self.good = True
             self._firsts.append(self.metric.loss(trial.fold_scores[0]))
             self._means.append(self.metric.loss(trial.score))
         if trial.error:

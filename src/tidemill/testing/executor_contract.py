@@ -10,21 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tidemill.core.folds import make_folds
 from tidemill.executors.base import Executor, TrialFailed, Work
 from tidemill.learners.base import Fold, Samples, out_of_fold
 from tidemill.learners.lightgbm import LightGBM
-from tidemill.testing.learner_contract import a_table, cross_validated
+from tidemill.testing.learner_contract import a_table, cross_validated, three_folds
 
 Execute = Callable[[Samples, Sequence[Fold], Work, int], Executor]
 SMALL = {"num_leaves": 7, "bagging_fraction": 0.7}
 WORK = Work({"lightgbm": LightGBM}, "log_loss", 0, rounds_max=60, patience=10)
 ENDLESS = Work({"lightgbm": LightGBM}, "log_loss", 0, rounds_max=10**6, patience=10**6)
-
-
-def three_folds(samples: Samples) -> list[Fold]:
-    """As ``cross_validated`` makes them."""
-    return make_folds(samples.labels, samples.task, 3, "stratified", 0)
 
 
 class ExecutorContract:

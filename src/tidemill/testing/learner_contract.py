@@ -2,6 +2,7 @@
 
 # ruff: noqa: S101  a contract asserts
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from tidemill.core.metrics import METRICS, metric
 from tidemill.core.schema import Feature, Schema, Task
 from tidemill.core.space import Choice
 from tidemill.errors import BundleRefused
-from tidemill.learners.base import Fold, Learner, Model, Parameters, Samples, Scored, out_of_fold
+from tidemill.learners.base import Fold, Learner, Model, Parameters, Samples, Scored, Terms, out_of_fold
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
 MISSING_SHARE = 0.05
@@ -34,11 +35,17 @@ def a_table(task: Task, rows: int = 600, codes: int = 6) -> Samples:
     return Samples(matrix, labels.astype(np.float64), None, ("first", 'a "name", [odd]: é', "code"), (2,), task, classes)
 
 
-def cross_validated(learner: Learner, samples: Samples, parameters: Parameters, name: str = "", **choices: Any) -> Scored:
-    """Three folds, one thread, few rounds."""
-    chosen: dict[str, Any] = {"folds": three_folds(samples), "seed": 0, "threads": 1, "rounds_max": 60, "patience": 10}
-    chosen |= choices
-    return learner.cross_validate(samples, parameters=parameters, metric=metric(name, samples.task), **chosen)
+def cross_validated(
+    learner: Learner,
+    samples: Samples,
+    parameters: Parameters,
+    name: str = "",
+    folds: Sequence[Fold] = (),
+    **choices: Any,
+) -> Scored:
+    """Three folds, one thread, few rounds; ``choices`` of other ``Terms``."""
+    terms = replace(Terms(rounds_max=60, patience=10), **choices)
+    return learner.cross_validate(samples, folds or three_folds(samples), parameters, metric(name, samples.task), terms)
 
 
 def three_folds(samples: Samples) -> list[Fold]:
@@ -322,4 +329,4 @@ class LearnerContract:
         one_class = np.flatnonzero(samples.labels == 0)
         folds = [(np.arange(500), one_class[one_class >= 500])]
         with pytest.raises(ValueError, match="auc"):
-            learner.cross_validate(samples, folds, {}, metric("auc", "binary"), 0, 1, 5, 5)
+            learner.cross_validate(samples, folds, {}, metric("auc", "binary"), Terms(rounds_max=5, patience=5))

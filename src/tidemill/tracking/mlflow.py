@@ -34,7 +34,7 @@ from tidemill.tracking.mlflow_fields import (
     short,
 )
 from tidemill.tracking.mlflow_model import learner_of, write_model
-from tidemill.tracking.summary import best, state, table
+from tidemill.tracking.summary import best, table
 
 LOCK_SECONDS = 3.0
 """How long a locked store is waited for, before the caller is told to come back later. MLflow itself would wait for 20."""
@@ -227,7 +227,7 @@ class MlflowTracker:
             run = _Run(made.info.run_id, parent.experiment_id, made.info.status)
         if run.status == "RUNNING":
             _log(client, run, Fields(points, parameters))
-            client.set_terminated(run.id, STATUS[state(trial)], trial.at)
+            client.set_terminated(run.id, STATUS[trial.state], trial.at)
 
     def _record_page(self, client: Any, parent: _Run, page: Page) -> None:
         if self._look_up(SELECT_RUN_TAG, parent.id, REPORTED) is None and (text := page()):

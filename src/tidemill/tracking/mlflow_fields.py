@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tidemill.core.metrics import METRICS
 from tidemill.messages import Conditions, JournalEntry, Trial
-from tidemill.tracking.summary import best_so_far, state
+from tidemill.tracking.summary import best_so_far
 
 TEXT_CHARACTERS, NAME_CHARACTERS, ID_CHARACTERS = 6000, 250, 200
 """MLflow refuses longer values of parameters, names of them, and (from 500 on) names of experiments."""
@@ -60,7 +60,7 @@ def of_trial(trial: Trial) -> Fields:
     values = {trial.metric: trial.score, **folds, "rounds": trial.rounds, "seconds": trial.seconds}
     tags = {
         "tidemill.environment": trial.environment,
-        "tidemill.state": state(trial),
+        "tidemill.state": trial.state,
         "tidemill.proposer": trial.proposer,
         "error": trial.error,
     }

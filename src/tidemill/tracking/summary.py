@@ -13,11 +13,6 @@ ENVIRONMENT_CHARACTERS = 12
 """Of its hash: as many as ``tidemill trials`` shows."""
 
 
-def state(trial: Trial) -> str:
-    """``complete``, ``pruned`` or ``failed``."""
-    return "pruned" if trial.pruned else "failed" if trial.score is None else "complete"
-
-
 def loss(trial: Trial) -> float | None:
     """None where there is no score, or nobody knows which is better."""
     measure = METRICS.get(trial.metric)
@@ -69,7 +64,7 @@ def table(trials: Sequence[Trial]) -> str:
             "number": trial.number,
             "score": trial.score,
             "metric": trial.metric,
-            "state": state(trial),
+            "state": trial.state,
             "learner": trial.learner,
             "proposer": trial.proposer,
             "rounds": trial.rounds,
