@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The tests start hundreds of processes, of which none should compile the libraries anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo demo-flights kafka test check bench clean
 

@@ -78,7 +78,7 @@ def run(
 
 
 def tried(trials: list[Trial]) -> list[tuple[int, Parameters]]:
-    return [(trial.number, trial.parameters) for trial in trials]
+    return [(trial.number, trial.parameters) for trial in sorted(trials, key=lambda trial: trial.number)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -230,6 +230,56 @@ def test_at_the_deadline_a_search_does_not_wait_for_what_is_under_way() -> None:
     released.set()
     assert given_up
     assert (best.number, [trial.number for trial in log]) == (0, [0])
+
+
+def test_what_ends_behind_a_slow_trial_is_recorded_at_once() -> None:
+    """A search that is killed while the first trial runs has lost nothing but that: it keeps its number, and nothing else
+    is tried again.
+    """
+    _, expected = run(budget=Budget(6), workers=2)
+    released = threading.Event()
+    again: list[Parameters] = []
+    log: list[Trial] = []
+
+    def first_hangs(learner: str, parameters: Parameters, bar: float | None) -> Scored:
+        if parameters == expected[0].parameters:
+            released.wait(60)
+        return score(learner, parameters)
+
+    def record(trial: Trial) -> None:
+        log.append(trial)
+        raise Killed
+
+    with pytest.raises(Killed):
+        search(contest(), first_hangs, RMSE, Budget(6), [], record, an_experiment(), SystemClock(), 2)
+    assert [trial.number for trial in log] == [1]
+    released.set()
+
+    def counted(learner: str, parameters: Parameters, bar: float | None) -> Scored:
+        again.append(parameters)
+        return score(learner, parameters)
+
+    _, log = run(counted, recorded=log, budget=Budget(6), workers=2)
+    assert tried(log) == tried(expected)
+    assert len(again) == 5
+
+
+def test_at_the_deadline_the_best_may_be_one_that_ended_behind_a_slow_one() -> None:
+    """The slow one is the oldest, and is given up."""
+    _, expected = run(budget=Budget(2), workers=2)
+    released = threading.Event()
+
+    def first_hangs(learner: str, parameters: Parameters, bar: float | None) -> Scored:
+        if parameters == expected[0].parameters:
+            released.wait(60)
+        return score(learner, parameters)
+
+    log: list[Trial] = []
+    clock, budget = SystemClock(), Budget(12, seconds=0.5)
+    best, given_up = search(contest(), first_hangs, RMSE, budget, [], log.append, an_experiment(), clock, 2)
+    released.set()
+    assert given_up
+    assert (best.number, [trial.number for trial in log]) == (1, [1])
 
 
 def test_a_search_that_finds_nothing_better_may_end_early() -> None:

@@ -201,11 +201,15 @@ def find_best(
 
 
 def _before(trials: Sequence[Trial], experiment: str, environment: str) -> Sequence[Trial]:
-    """Those that were there when the experiment began: the same each time it is resumed."""
+    """Those that were there when the experiment began, each experiment's in the order of their numbers (they end in any):
+    the same each time it is resumed.
+    """
     begun = next(
         (i for i, trial in enumerate(trials) if (trial.experiment, trial.environment) == (experiment, environment)), None
     )
-    return trials[:begun]
+    past = trials[:begun]
+    order = {one: place for place, one in enumerate(dict.fromkeys(trial.experiment for trial in past))}
+    return sorted(past, key=lambda trial: (order[trial.experiment], trial.number))
 
 
 def _contest(plan: Search, ours: Conditions, past: Sequence[Trial]) -> Contest:
@@ -215,7 +219,8 @@ def _contest(plan: Search, ours: Conditions, past: Sequence[Trial]) -> Contest:
         recalled = recall(past, name, space, ours.metric, cast(Task, ours.task))
         if recalled.retry:
             known = Space(space.dimensions, space.fixed)
-            proposers[name] = Remembering(plan.proposer(known, plan.seed), recalled, RandomProposer(known, plan.seed))
+            seed = plan.seed + len(past)  # else it would draw the points of the first experiment again
+            proposers[name] = Remembering(plan.proposer(known, seed), recalled, RandomProposer(known, seed + 1))
         else:
             proposers[name] = plan.proposer(space, plan.seed)
     return Contest(proposers)

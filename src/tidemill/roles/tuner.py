@@ -9,7 +9,7 @@ had been killed.
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import chain, count
 
 import msgspec
@@ -62,9 +62,10 @@ def search(
 
     What ``recorded`` trials of this experiment and environment came to is not tried again: where their points are asked for,
     they are the answer, and count in number and in seconds. Where others are asked for (the settings have changed since),
-    they may still be the best. What other experiments found in this environment is copied: the same folds would give the
-    same bits. Each new trial is handed to ``record`` in the caller's thread. ``evaluate`` is called by
-    ``workers`` threads at the same time; ``TrialFailed`` makes a trial with an error. With ``prune`` it is given a bar.
+    they may still be the best. What was found at a point in this environment, here or in another experiment, is copied: the
+    same folds would give the same bits. Each new trial is handed to ``record`` as soon as it ends, in the caller's thread.
+    ``evaluate`` is called by ``workers`` threads at the same time; ``TrialFailed`` makes a trial with an error. With
+    ``prune`` it is given a bar.
     """
     environment = digest(experiment.conditions)
     ours = [trial for trial in recorded if trial.experiment == experiment.id]
@@ -73,37 +74,24 @@ def search(
     for trial in done:
         known[_key(trial.learner, trial.parameters)].append(trial)
     tried = len(done)
-    twins = {
+    taken = {trial.number for trial in ours}
+    numbers = (number for number in count() if number not in taken)
+    state = _Search(contest, evaluate, metric, experiment, environment, clock, prune)
+    state.found = {
         _key(trial.learner, trial.parameters): trial
         for trial in recorded
         if trial.experiment != experiment.id and trial.environment == environment and trial.score is not None
     }
-    numbers = count(1 + max((trial.number for trial in ours), default=-1))
-    state = _Search(contest, evaluate, metric, experiment, environment, clock, prune)
     state.good = any(trial.score is not None for trial in done)
     deadline = math.inf
     if budget.seconds:
         deadline = clock.monotonic() + budget.seconds - sum(trial.seconds for trial in done) / workers
     running: deque[Trial | Future[Trial]] = deque()
 
-    def settle() -> bool:
-        """The oldest trial's end, or False at the deadline, once one is good."""
-        trial = running[0]
-        if isinstance(trial, Future):
-            limited = state.good and deadline < math.inf
-            try:
-                trial = trial.result(max(0.0, deadline - clock.monotonic()) if limited else None)
-            except TimeoutError:
-                return False
-            record(trial)
-        running.popleft()
-        state.settle(trial)
-        return True
-
     threads = ThreadPoolExecutor(workers, thread_name_prefix="trial")
     try:
         for _ in range(budget.trials):
-            if len(running) == workers and not settle():
+            if len(running) == workers and not state.await_oldest(running, deadline, record):
                 break
             late = clock.monotonic() >= deadline or state.stale(budget.stale)
             if late and state.good and not tried:
@@ -114,15 +102,16 @@ def search(
             tried = tried - 1 if before else 0
             if before:
                 running.append(before.popleft())
-            elif key in twins:
-                running.append(_ended(state.copied(next(numbers), twins[key])))
+            elif key in state.found:
+                running.append(_ended(state.copied(next(numbers), state.found[key])))
             else:
                 running.append(threads.submit(state.run, next(numbers), learner, parameters, bar))
-        while running and settle():
+        while running and state.await_oldest(running, deadline, record):
             pass
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-    return state.best(chain(*known.values())), bool(running)
+    ended = [trial for trial in running if isinstance(trial, Trial)]
+    return state.best(chain(*known.values(), ended)), len(ended) < len(running)
 
 
 def _ended(trial: Trial) -> Future[Trial]:
@@ -136,8 +125,8 @@ def _key(learner: str, parameters: Parameters) -> bytes:
 
 
 class _Search:
-    """The trials of one search that are told, and whether any has a score (``good``); ``run`` may be called by several
-    threads.
+    """The trials of one search that are told, whether any has a score (``good``), and what was ``found`` in its environment,
+    by point. ``run`` may be called by several threads.
     """
 
     def __init__(
@@ -160,6 +149,7 @@ class _Search:
         self.settled: list[Trial] = []
         self.last_error = "none"
         self.good = False
+        self.found: dict[bytes, Trial] = {}
         self._firsts: list[float] = []
         self._means: list[float] = []
 
@@ -200,16 +190,34 @@ class _Search:
         )
 
     def copied(self, number: int, twin: Trial) -> Trial:
-        """Another experiment's trial as one of this."""
+        """As a trial of its own."""
         facts = {"experiment": self.experiment.id, "proposer": self.experiment.proposer, "at": self.clock.now_ms()}
         return msgspec.structs.replace(twin, number=number, seconds=0.0, **facts)
+
+    def await_oldest(self, running: deque[Trial | Future[Trial]], deadline: float, record: Callable[[Trial], None]) -> bool:
+        """Until the oldest is told; what ends meanwhile is recorded. False at the deadline, once one is good."""
+        while isinstance(oldest := running[0], Future):
+            unrecorded = [trial for trial in running if isinstance(trial, Future)]
+            limited = self.good and deadline < math.inf
+            left = max(0.0, deadline - self.clock.monotonic()) if limited else None
+            ended, _ = wait(unrecorded, left, FIRST_COMPLETED)
+            if not ended:
+                return False
+            for position, trial in enumerate(list(running)):
+                if isinstance(trial, Future) and trial in ended:
+                    running[position] = found = trial.result()
+                    record(found)
+                    self.good |= found.score is not None
+        running.popleft()
+        self.settle(oldest)
+        return True
 
     def settle(self, trial: Trial) -> None:
         """Tell the contest."""
         self.settled.append(trial)
         self.contest.tell(trial.learner, trial.parameters, self._told(trial))
         if trial.score is not None:
-            self.good = True
+            self.found[_key(trial.learner, trial.parameters)] = trial
             self._firsts.append(self.metric.loss(trial.fold_scores[0]))
             self._means.append(self.metric.loss(trial.score))
         if trial.error:
