@@ -39,7 +39,7 @@ from tidemill.wiring import lightgbm as lightgbm_learner
 DATASETS = Path(tidemill.__file__).parent / "datasets"
 ENGINES = ("optuna", "hyperopt", "skopt")
 TRIALS = 50
-COLD_ROWS = 5_000
+COLD_ROWS = 10_000
 FIRST_ROWS, ADDED_ROWS = 4_000, 2_000
 WARM_TRIALS = 6
 SHIFT_ROWS, SHIFT_TRIALS = 6_000, 20

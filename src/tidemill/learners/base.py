@@ -1,5 +1,6 @@
 """A learner turns a training set into a model, and scores hyper-parameters by cross-validation."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from tidemill.core.metrics import Metric, best_threshold
+from tidemill.core.pruning import hopeless
 from tidemill.core.schema import Task
 from tidemill.core.space import Space
 
@@ -50,8 +52,8 @@ class Terms(Struct, frozen=True):
     """How a cross-validation is run: all folds stop once their mean has not improved for ``patience`` rounds, at
     ``rounds_max`` at the latest.
 
-    With a ``bar`` the first fold is trained alone until it has not improved for as long; where its loss is above the bar,
-    that is all. Else the result is the same as without.
+    With a ``bar`` the first fold is trained alone until it has not improved for as long, or is hopeless
+    (``core/pruning.py``); where its loss is above the bar, that is all. Else the result is the same as without.
     """
 
     seed: int = 0
@@ -196,13 +198,14 @@ def grown(
     together: stopping each alone shifts losses by up to 0.0015.
     """
     growing = [make(folds[0])]
+    by = metric.grows_by
     if terms.bar is not None:
-        rounds = best_rounds(growing, metric.grows_by, terms)
+        rounds = best_rounds(growing, by, terms, terms.bar if by is metric else math.inf)
         alone = scored_folds(metric, samples, folds[:1], [growing[0].predict(rounds)], rounds, pruned=True)
         if metric.loss(alone.score) > terms.bar:
             return alone
     growing += [make(fold) for fold in folds[1:]]
-    rounds = best_rounds(growing, metric.grows_by, terms)
+    rounds = best_rounds(growing, by, terms)
     return scored_folds(metric, samples, folds, [fold.predict(rounds) for fold in growing], rounds)
 
 
@@ -218,14 +221,16 @@ def fitted_at_once(
     return grown(lambda fold: FittedFold(samples, fold, metric.grows_by, fit), samples, folds, metric, once)
 
 
-def best_rounds(folds: Sequence[GrowingFold], metric: Metric, terms: Terms) -> int:
-    """Grow until the folds' mean has not improved for ``patience`` rounds; where it was best."""
-    best, best_loss = 1, np.inf
+def best_rounds(folds: Sequence[GrowingFold], metric: Metric, terms: Terms, bar: float = math.inf) -> int:
+    """Grow until the folds' mean has not improved for ``patience`` rounds, or will stay above the bar; where it was best."""
+    best, lowest = 1, math.inf
+    fallen: list[float] = []
     for number in range(1, terms.rounds_max + 1):
         loss = metric.loss(float(np.mean([fold.score(number) for fold in folds])))
-        if loss < best_loss:
-            best, best_loss = number, loss
-        elif number - best >= terms.patience:
+        if loss < lowest:
+            best, lowest = number, loss
+        fallen.append(lowest)
+        if number - best >= terms.patience or hopeless(fallen, bar):
             break
     return best
 

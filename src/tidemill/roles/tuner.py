@@ -1,9 +1,9 @@
 """The one loop that asks, tries and tells.
 
 But for the clock, a search is a pure function of its arguments: trials are told in the order in which they were asked for,
-and one is asked for once all but the last ``workers`` before it are told, however long each takes. So resuming is a replay:
-the proposers are asked for the recorded trials too, are told their recorded losses without any work, and go on as if nobody
-had been killed.
+and one is asked for once all but a fixed number of those before it are told, however long each takes. So resuming is a
+replay: the proposers are asked for the recorded trials too, are told their recorded losses without any work, and go on as if
+nobody had been killed.
 """
 
 import math
@@ -87,11 +87,12 @@ def search(
     if budget.seconds:
         deadline = clock.monotonic() + budget.seconds - sum(trial.seconds for trial in done) / workers
     running: deque[Trial | Future[Trial]] = deque()
+    ahead = 2 * workers - 1  # a worker that ends first has its next trial, and need not wait for the others
 
     threads = ThreadPoolExecutor(workers, thread_name_prefix="trial")
     try:
         for _ in range(budget.trials):
-            if len(running) == workers and not state.await_oldest(running, deadline, record):
+            if len(running) == ahead and not state.await_oldest(running, deadline, record):
                 break
             late = clock.monotonic() >= deadline or state.stale(budget.stale)
             if late and state.good and not tried:

@@ -152,17 +152,21 @@ class LearnerContract:
 
     @pytest.mark.parametrize("name", [m.name for m in METRICS.values()])
     def test_a_bar_changes_only_how_much_is_tried(self, learner: Learner, name: str) -> None:
-        """Above it the first fold is all, scored as it is alone; at or below it the result is the same as without."""
+        """Above it the first fold is all, scored as it is alone after as many rounds; else nothing is changed."""
         measure = METRICS[name]
         samples = a_table(measure.tasks[0])
-        whole, alone = (
-            cross_validated(learner, samples, self.sampled, name, folds=folds)
-            for folds in (three_folds(samples), three_folds(samples)[:1])
-        )
-        for bar in (np.inf, measure.loss(alone.score)):
-            assert cross_validated(learner, samples, self.sampled, name, bar=bar) == whole
-        for bar in (-np.inf, np.nextafter(measure.loss(alone.score), -np.inf)):
-            assert cross_validated(learner, samples, self.sampled, name, bar=bar) == replace(alone, pruned=True)
+        first = three_folds(samples)[:1]
+        whole = cross_validated(learner, samples, self.sampled, name)
+        alone = cross_validated(learner, samples, self.sampled, name, folds=first)
+        loss = measure.loss(alone.score)
+        assert cross_validated(learner, samples, self.sampled, name, bar=np.inf) == whole
+        for bar in (loss + 0.01 * abs(loss), loss, np.nextafter(loss, -np.inf), -np.inf):
+            found = cross_validated(learner, samples, self.sampled, name, bar=bar)
+            assert found.pruned or (bar >= loss and found == whole)
+            if found.pruned:
+                assert measure.loss(found.score) > bar
+                shorter = cross_validated(learner, samples, self.sampled, name, folds=first, rounds_max=found.rounds)
+                assert found == replace(shorter, pruned=True)
 
     @pytest.mark.parametrize(("name", "task"), [(m.name, task) for m in METRICS.values() for task in m.tasks])
     def test_every_metric_can_be_tuned_for(self, learner: Learner, name: str, task: Task) -> None:
