@@ -170,7 +170,7 @@ class Tune(Section, frozen=True):
         Text, Meta(description="what says which parameters to try next: optuna, hyperopt, skopt, skopt_forest, random")
     ] = "optuna"
     memory: Annotated[bool, Meta(description="begin with the best points of earlier experiments")] = True
-    prune: Annotated[bool, Meta(description="give a trial up after a first fold that could not become the best")] = True
+    prune: Annotated[bool, Meta(description="give a trial up in its first fold where that could not become the best")] = True
     metric: Annotated[
         str, Meta(description="log_loss, auc, f1, accuracy, multi_log_loss, rmse, mae ...; empty: by task")
     ] = ""

@@ -39,16 +39,17 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(
 
 
 def test_workers_end_with_their_owner_even_by_kill_9(tmp_path: Path) -> None:
-    """In the middle of a trial too; the files that they read are removed."""
+    """In the middle of a trial too; the files that they read are removed. No worker runs the owner's script, which has no
+    guard.
+    """
     code = """
         from tidemill.executors.processes import Processes
         from tidemill.testing.executor_contract import ENDLESS
         from tidemill.testing.learner_contract import a_table, three_folds
-        if __name__ == "__main__":
-            samples = a_table("binary", 20000)
-            pool = Processes(samples, three_folds(samples), ENDLESS, 2)
-            print("ready", flush=True)
-            pool.evaluate("lightgbm", {})
+        samples = a_table("binary", 20000)
+        pool = Processes(samples, three_folds(samples), ENDLESS, 2)
+        print("ready", flush=True)
+        pool.evaluate("lightgbm", {})
     """
     script = tmp_path / "owner.py"
     script.write_text(textwrap.dedent(code))

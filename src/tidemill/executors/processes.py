@@ -5,9 +5,11 @@ import os
 import queue
 import shutil
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from tidemill.learners.base import Fold, Samples
 from tidemill.priority import run_when_idle
 
 logger = structlog.get_logger()
+_starting = threading.Lock()
 
 
 class _Scratch(Struct, frozen=True):
@@ -103,7 +106,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(*self._arguments, theirs), daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()
 
     def ask(self, asked: Assignment) -> Reply | None:
@@ -119,6 +123,21 @@ class _Worker:
         self._process.kill()
         self._process.join()
         return self._process.exitcode
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is spawned here does not import the program's main module, as it else would: it needs nothing of it, it
+    would wait for all that it imports, and a script without a guard would run again.
+    """
+    main = sys.modules["__main__"]
+    with _starting:
+        kept = {name: vars(main).get(name) for name in ("__spec__", "__file__")}
+        vars(main).update(dict.fromkeys(kept))
+        try:
+            yield
+        finally:
+            vars(main).update(kept)
 
 
 def _save(folder: str, samples: Samples, folds: Sequence[Fold]) -> _Scratch:
