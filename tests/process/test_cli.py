@@ -232,7 +232,7 @@ def test_a_training_that_was_ended_by_a_signal_did_not_succeed(folder: Path, num
     try:
         wait_until(lambda: messages(folder, "p", "trials", Trial))
         process.send_signal(number)
-        said, _ = process.communicate(timeout=5)
+        said, _ = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 128 + number, said
