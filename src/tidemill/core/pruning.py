@@ -21,7 +21,7 @@ def bar(firsts: Sequence[float], means: Sequence[float]) -> float | None:
 
     ``firsts`` and ``means``: the losses of whole trials of the search, on the first fold and as the mean of all. A trial
     whose first fold lies at f has a mean of about f - d, where d is how far the first fold lies above the mean in other
-    trials: in pairs it varies by a tenth of what either does (0.0027 on Adult at 10,000 rows).
+    trials: in pairs it varies by 0.0010 to 0.0018, where means vary by 0.0017 to 0.0051 (Adult and flights, 10,000 rows).
     """
     if len(means) < TRIALS_MIN:
         return None

@@ -219,7 +219,8 @@ def _contest(plan: Search, ours: Conditions, past: Sequence[Trial]) -> Contest:
         recalled = recall(past, name, space, ours.metric, cast(Task, ours.task))
         if recalled.retry:
             known = Space(space.dimensions, space.fixed)
-            seed = plan.seed + len(past)  # else it would draw the points of the first experiment again
+            # The project's own would draw the points of the first experiment again; NumPy's seeds end at 2**32.
+            seed = (plan.seed + len(past)) % 2**32
             proposers[name] = Remembering(plan.proposer(known, seed), recalled, RandomProposer(known, seed + 1))
         else:
             proposers[name] = plan.proposer(space, plan.seed)

@@ -104,7 +104,9 @@ def search(
             if before:
                 running.append(before.popleft())
             elif key in state.found:
-                running.append(_ended(state.copied(next(numbers), state.found[key])))
+                running.append(copied := state.copied(next(numbers), state.found[key]))
+                record(copied)
+                state.good = True
             else:
                 running.append(threads.submit(state.run, next(numbers), learner, parameters, bar))
         while running and state.await_oldest(running, deadline, record):
@@ -113,12 +115,6 @@ def search(
         threads.shutdown(wait=False, cancel_futures=True)
     ended = [trial for trial in running if isinstance(trial, Trial)]
     return state.best(chain(*known.values(), ended)), len(ended) < len(running)
-
-
-def _ended(trial: Trial) -> Future[Trial]:
-    future: Future[Trial] = Future()
-    future.set_result(trial)
-    return future
 
 
 def _key(learner: str, parameters: Parameters) -> bytes:
