@@ -30,12 +30,17 @@ def people(rows: int, share: float = 0.5) -> Rows:
 
 
 def searched(
-    experiment: str, log: list[Trial], tune: Tune = TUNE, rows: Rows | None = None, learners: str = "lightgbm"
+    experiment: str,
+    log: list[Trial],
+    tune: Tune = TUNE,
+    rows: Rows | None = None,
+    learners: str = "lightgbm",
+    seed: int = 0,
 ) -> tuple[Found, Prepared, Search]:
     """A search whose trials are added to the log."""
     names = {name: LEARNERS.find(name) for name in learners.split(",")}
-    plan = Search(names, PROPOSERS.find(tune.proposer), processes, tune, 0, SystemClock())
-    prepared = prepare(SCHEMA, rows or people(400), tune, 0)
+    plan = Search(names, PROPOSERS.find(tune.proposer), processes, tune, seed, SystemClock())
+    prepared = prepare(SCHEMA, rows or people(400), tune, seed)
     return run_search(experiment, prepared, plan, list(log), log.append), prepared, plan
 
 
@@ -52,6 +57,19 @@ def test_a_second_search_begins_with_the_best_of_the_first(proposer: str) -> Non
     assert [trial.parameters for trial in second[:RETRIED]] == [trial.parameters for trial in ranked[:RETRIED]]
     assert [trial.parameters for trial in third] == [trial.parameters for trial in first]
     assert {trial.proposer for trial in log} == {proposer}
+
+
+@pytest.mark.parametrize("proposer", ["optuna", "hyperopt", "skopt", "random"])
+def test_the_highest_seed_of_a_project_will_do(proposer: str) -> None:
+    """In a search that remembers too, whose points by chance are others than those of the first."""
+    log: list[Trial] = []
+    tune = msgspec.structs.replace(TUNE, proposer=proposer, trials=RETRIED + 3)
+    searched("first", log, tune, seed=2**32 - 1)
+    first = [trial.parameters for trial in log]
+    searched("second", log, tune, people(500), seed=2**32 - 1)
+    new = [trial.parameters for trial in log if trial.experiment == "second" and trial.number >= RETRIED]
+    assert len(new) == 3
+    assert not any(point in first for point in new)
 
 
 def test_a_search_that_remembers_resumes_to_the_same_end() -> None:
