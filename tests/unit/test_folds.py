@@ -34,6 +34,19 @@ def test_the_seed_shuffles() -> None:
 
 
 @settings(deadline=None)
+@given(st.integers(2, 6), st.integers(0, 3), st.integers(20, 200), st.integers(1, 50))
+def test_a_row_keeps_its_fold_when_rows_are_added(count: int, seed: int, rows: int, more: int) -> None:
+    """Classes and regression: the folds of the first rows are those that they had without the rest."""
+    labels = (np.arange(rows + more) % 3 == 0).astype(np.float64)
+    cases: list[Task] = ["binary", "regression"]
+    for task in cases:
+        old = make_folds(labels[:rows], task, count, "stratified", seed)
+        new = make_folds(labels, task, count, "stratified", seed)
+        for (_, before), (_, after) in zip(old, new, strict=True):
+            assert before.tolist() == after[after < rows].tolist()
+
+
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(20, 300))
 def test_folds_by_time_never_train_on_the_future(count: int, rows: int) -> None:
     """Every scored row is newer than every row trained on; the newest row is scored; nothing is scored twice."""

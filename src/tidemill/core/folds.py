@@ -1,5 +1,6 @@
 """Folds for the cross-validation: which rows to train on, which to score."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -17,21 +18,30 @@ def make_folds(labels: NDArray[np.float64], task: Task, count: int, split: Split
     """``count`` pairs of (row numbers to train on, row numbers to score).
 
     ``time``: rows must be in the order of time, and are cut into ``count + 1`` equal parts; each fold scores one of the
-    later parts and trains on all that came before it. ``stratified``: shuffled by ``seed``, each row is scored once, and the
-    classes have the same shares in every fold (a regression: shuffled only). ``ConfigError`` where there are too few rows,
-    or too few of a class.
+    later parts and trains on all that came before it. ``stratified``: dealt out by ``seed``, each row is scored once, and the
+    classes have the same shares in every fold (a regression: dealt out only). A row keeps its fold when rows are added
+    behind it, so that what a trial scored on fewer rows says more of what it will on all. ``ConfigError`` where there are
+    too few rows, or too few of a class.
     """
     if split == "time":
         return _time_folds(labels, task, count)
-    from sklearn.model_selection import KFold, StratifiedKFold  # here, for it takes a second that a predictor need not wait
-
     if task == "regression":
         _need(len(labels), count, "rows")
-        return list(KFold(count, shuffle=True, random_state=seed).split(labels))
-    classes, counts = np.unique(labels, return_counts=True)
-    _need(len(classes), 2, "classes")
-    _need(int(counts.min()), count, f"rows of the rarest class (number {classes[counts.argmin()]:g})")
-    return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
+        dealt = _deal(len(labels), count, (seed,))
+    else:
+        classes, counts = np.unique(labels, return_counts=True)
+        _need(len(classes), 2, "classes")
+        _need(int(counts.min()), count, f"rows of the rarest class (number {classes[counts.argmin()]:g})")
+        dealt = np.empty(len(labels), dtype=np.intp)
+        for label, rows in zip(classes, counts, strict=True):
+            dealt[labels == label] = _deal(int(rows), count, (seed, int(label)))
+    return [(np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(count)]
+
+
+def _deal(rows: int, folds: int, seed: Sequence[int]) -> Rows:
+    """The fold of each row: every ``folds`` rows that follow each other go to all of them, in random order."""
+    blocks = -(-rows // folds)
+    return np.random.default_rng(seed).random((blocks, folds)).argsort(axis=1).ravel()[:rows]
 
 
 def _time_folds(labels: NDArray[np.float64], task: Task, count: int) -> list[tuple[Rows, Rows]]:
