@@ -6,6 +6,7 @@
                    decision.json   the threshold of the second class, where it is not 0.5
                    golden.json     up to 128 encoded rows, and the answers of the learner's own library
                    out_of_fold.npz labels and predictions of the search's best trial, row by row; nobody needs it to serve
+                   reference.json  how the training rows are spread, for the monitor; nor this
                    manifest.json   the hash of each file, and what made the model
 
 ``<hash>`` is the SHA-256 of the first four. No file is a pickle. A folder is never changed once it is there; a loader
@@ -34,16 +35,19 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from tidemill.core.encoder import Encoder
+from tidemill.core.reference import Reference
 from tidemill.core.schema import Schema
 from tidemill.errors import BundleRefused, TidemillError, Unavailable, UnknownModel
 from tidemill.failpoints import failpoint
 from tidemill.learners.base import Learner, Matrix, Model
 
 MODEL, ENCODER, SCHEMA, GOLDEN, MANIFEST = "model.txt", "encoder.json", "schema.json", "golden.json", "manifest.json"
-DECISION, OUT_OF_FOLD = "decision.json", "out_of_fold.npz"
+DECISION, OUT_OF_FOLD, REFERENCE = "decision.json", "out_of_fold.npz", "reference.json"
 CONTENT = (ENCODER, MODEL, SCHEMA, DECISION)
 FILES = (ENCODER, MODEL, SCHEMA, GOLDEN, MANIFEST)
-OPTIONAL = (DECISION, OUT_OF_FOLD)
+OPTIONAL = (DECISION, OUT_OF_FOLD, REFERENCE)
+ASIDE = (OUT_OF_FOLD, REFERENCE)
+"""Not read in order to serve."""
 GOLDEN_ROWS = 64
 EDGE_ROWS = 64
 """Golden rows of which the writer's caller knows nothing: values at the model's own limits."""
@@ -160,6 +164,7 @@ class BundleStore:
         golden: Matrix,
         threshold: float = 0.5,
         out_of_fold: OutOfFold | None = None,
+        reference: Reference | None = None,
     ) -> str:
         """Write a bundle and return its hash; it is durable, and there as a whole, when this returns.
 
@@ -169,17 +174,19 @@ class BundleStore:
         Of the same content twice the first card stands. What a killed writer left behind is removed. Raises ``Unavailable``
         where the disk is full or the store cannot be written.
         """
-        reference = self.learner(card.learner).load_reference(model.to_bytes())
+        library = self.learner(card.learner).load_reference(model.to_bytes())
         files = {
             MODEL: model.to_bytes(),
             ENCODER: encoder.to_bytes(),
             SCHEMA: msgspec.json.encode(encoder.schema),
-            GOLDEN: _golden_bytes(reference, [golden[:GOLDEN_ROWS], _edge_rows(model, reference)]),
+            GOLDEN: _golden_bytes(library, [golden[:GOLDEN_ROWS], _edge_rows(model, library)]),
         }
         if threshold != 0.5:
             files[DECISION] = msgspec.json.encode(_Decision(threshold))
         if out_of_fold is not None:
             files[OUT_OF_FOLD] = _out_of_fold_bytes(out_of_fold)
+        if reference is not None:
+            files[REFERENCE] = msgspec.json.encode(reference)
         bundle = _address({name: _sha256(data) for name, data in files.items()})
         files[MANIFEST] = _manifest_bytes(card, files)
         with self._writable():
@@ -206,8 +213,8 @@ class BundleStore:
         bundle is not there.
         """
         manifest, _ = self._read(bundle)
-        if OUT_OF_FOLD in manifest.files:
-            _read_checked(self._folder(bundle), OUT_OF_FOLD, manifest)
+        for name in manifest.files.keys() & set(ASIDE):
+            _read_checked(self._folder(bundle), name, manifest)
 
     def out_of_fold(self, bundle: str) -> OutOfFold | None:
         """What the search's best trial predicted for the rows that scored it, verified; None where that was not kept."""
@@ -217,6 +224,14 @@ class BundleStore:
         data = _read_checked(self._folder(bundle), OUT_OF_FOLD, manifest)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return OutOfFold(arrays["labels"], arrays["predictions"])
+
+    def reference(self, bundle: str) -> tuple[Encoder, Reference] | None:
+        """How requests become columns, and how those of the training set are spread, verified; None where none was kept."""
+        manifest, files = self._read(bundle)
+        if REFERENCE not in manifest.files:
+            return None
+        data = _read_checked(self._folder(bundle), REFERENCE, manifest)
+        return Encoder.from_bytes(files[ENCODER]), msgspec.json.decode(data, type=Reference)
 
     def model_bytes(self, bundle: str) -> bytes:
         """The model in the learner's own format, verified."""
@@ -379,7 +394,7 @@ class BundleStore:
         extra = sorted({entry.name for entry in folder.iterdir()} - known)
         if extra:
             raise BundleRefused(f"bundle {bundle}: {extra[0]} does not belong there")
-        files = {name: _read_checked(folder, name, manifest) for name in sorted(known - {MANIFEST, OUT_OF_FOLD})}
+        files = {name: _read_checked(folder, name, manifest) for name in sorted(known - {MANIFEST, *ASIDE})}
         if _address(manifest.files) != bundle:
             raise BundleRefused(f"bundle {bundle}: {MANIFEST} belongs to another bundle")
         return manifest, files

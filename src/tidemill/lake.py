@@ -30,7 +30,7 @@ from deltalake.schema import ArrayType, PrimitiveType
 from tidemill.errors import Broken, Unavailable
 from tidemill.failpoints import failpoint
 
-TableName = Literal["requests", "predictions", "outcomes", "dead_letters", "observations"]
+TableName = Literal["requests", "predictions", "outcomes", "dead_letters", "observations", "looks"]
 
 _place = {"partition": pl.Int32, "offset": pl.Int64, "time_ms": pl.Int64}
 COLUMNS: dict[TableName, dict[str, Any]] = {
@@ -63,6 +63,7 @@ COLUMNS: dict[TableName, dict[str, Any]] = {
         "bundle": pl.String,
         "scores": pl.List(pl.Float64),
     },
+    "looks": {"number": pl.Int64, "kind": pl.String, "at": pl.Int64, "bundle": pl.String, "value": pl.Binary},
 }
 """Every table's columns. Written down, never inferred: an empty list would be stored as a column of nulls for ever."""
 
@@ -254,7 +255,7 @@ class Lake:
         return self._writers[table]
 
     def _create(self, table: TableName) -> DeltaTable:
-        statistics = ["number", "requested_at"] if table == "observations" else list(_place)
+        statistics = {"observations": ["number", "requested_at"], "looks": ["number"]}.get(table, list(_place))
         return DeltaTable.create(
             str(self._root / table),
             _delta_schema(table),

@@ -42,13 +42,14 @@ class Retrain(Struct, frozen=True):
     """A command to the trainer. ``id`` is derived from the trigger, so a repeated one is the same command.
 
     ``data_version`` is the number of observations to train on: observations are append-only and first-wins, so the first
-    ``data_version`` of them are the same for ever.
+    ``data_version`` of them are the same for ever. ``evidence`` says what an alarm saw.
     """
 
     id: str
     reason: str
     data_version: int
     requested_at: int
+    evidence: dict[str, Any] = {}
 
 
 Slot = Literal["champion", "challenger", "previous"]
@@ -124,12 +125,14 @@ class Trial(Struct, frozen=True):
 
 
 class JournalEntry(Struct, frozen=True):
-    """One decision: an experiment with its verdict, a person's promotion, a rollback. The record's key is ``id``."""
+    """One decision: an experiment with its verdict, a person's promotion, rollback or acknowledgement of an alarm. The
+    record's key is ``id``.
+    """
 
     id: str
-    kind: Literal["experiment", "promotion", "rollback"]
+    kind: Literal["experiment", "promotion", "rollback", "acknowledgement"]
     reason: str
-    verdict: Literal["promoted", "kept", "waiting", "failed"]
+    verdict: Literal["promoted", "kept", "waiting", "failed", "acknowledged"]
     at: int
     experiment: str = ""
     data_version: int = 0
@@ -152,6 +155,7 @@ class JournalEntry(Struct, frozen=True):
     detail: str = ""
     threshold: float = 0.5
     learner: str = ""
+    evidence: dict[str, Any] = {}
 
 
 class Event(Struct, frozen=True):

@@ -11,6 +11,7 @@ HOURS_MAX = 876_000
 BATCH_MAX = 1_000_000
 """Records that a role holds in memory at once."""
 Seconds = Annotated[float, Meta(gt=0)]
+Mode = Literal["off", "suggest", "auto"]
 KafkaValue = str | int | float | bool
 
 KAFKA_OWNED = {
@@ -152,12 +153,50 @@ class Labels(Section, frozen=True):
 class Retrain(Section, frozen=True):
     """When a new model is trained, and how commands queue."""
 
-    every: Annotated[Count, Meta(description="labelled observations between two retrainings")] = 1000
+    every: Annotated[
+        int, Meta(ge=0, description="labelled observations between two retrainings; 0: not by their number")
+    ] = 1000
+    hours: Annotated[
+        float, Meta(ge=0, le=HOURS_MAX, description="or so long after the last one, by the requests' times; 0: not by time")
+    ] = 0.0
+    drift: Annotated[
+        Mode, Meta(description="on an alarm of what is asked or answered: off, suggest (an event, for a person) or auto")
+    ] = "suggest"
+    drop: Annotated[Mode, Meta(description="on an alarm of the error or the calibration: off, suggest or auto")] = "suggest"
+    cooldown_hours: Annotated[
+        float, Meta(ge=0, le=HOURS_MAX, description="between two retrainings that an alarm asks for")
+    ] = 24.0
     commands: Annotated[
         Literal["merge", "queue"],
         Meta(description="merge: those that wait become one retraining on the newest data; queue: one each, in order"),
     ] = "merge"
     window_rows: Annotated[int, Meta(ge=0, description="train on the newest rows only; 0 takes all")] = 0
+
+
+class Drift(Section, frozen=True):
+    """Compares what is served with what the champion learnt from, window by window."""
+
+    window_rows: Annotated[
+        int, Meta(ge=0, le=BATCH_MAX, description="requests between two looks, and in a window at least; 0: no looks")
+    ] = 1000
+    window_blocks: Annotated[
+        Count, Meta(le=1000, description="blocks in a window where there is that much; a third of it is the least")
+    ] = 7
+    block_hours: Annotated[
+        float,
+        Meta(gt=0, le=HOURS_MAX, description="of the data's time are one block: its rows are alike, not independent"),
+    ] = 24.0
+    block: Annotated[str, Meta(description="or a feature: its rows of one value are a block (a customer, a machine)")] = ""
+    false_alarms: Annotated[
+        float, Meta(gt=0, le=1000, description="a month (30 days), at most, on average, where nothing has changed")
+    ] = 1.0
+    effect_min: Annotated[
+        float, Meta(ge=0, le=1, description="a smaller shift is no alarm; 0.2 is about a PSI of 0.2, or Cohen's d of 0.2")
+    ] = 0.2
+    cooldown_hours: Annotated[float, Meta(ge=0, le=HOURS_MAX, description="between two alarms")] = 24.0
+    known_hours: Annotated[
+        float, Meta(gt=0, le=HOURS_MAX, description="an alarm that nobody acknowledges is then taken as the new normal")
+    ] = 336.0
 
 
 class Tune(Section, frozen=True):
@@ -256,6 +295,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     lake: Lake = Lake()
     labels: Labels = Labels()
     retrain: Retrain = Retrain()
+    drift: Drift = Drift()
     tune: Tune = Tune()
     trainer: Trainer = Trainer()
     verdict: Verdict = Verdict()

@@ -18,10 +18,15 @@ from tidemill.roles.promotion import read_slots
 from tidemill.roles.reading import decoded, read_messages
 
 ANSWERED = "requests_answered"
-SHOWN_EVENTS = (ANSWERED, "observations_joined", "quality_measured")
+SHOWN_EVENTS = (ANSWERED, "observations_joined", "quality_measured", "window_compared", "window_matured")
 """The newest of each is shown."""
 LOADED, REFUSED, QUICKENED = "model_swapped", "bundle_refused", "engine_swapped"
 """What the predictor says of a bundle that was announced."""
+RAISED, CLEARED, SUGGESTED = "alarm_raised", "alarm_cleared", "retraining_suggested"
+"""What the monitor says of an alarm."""
+
+
+KNOWN_EVENTS = (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED, RAISED, CLEARED, SUGGESTED)
 
 
 class RoleState(Struct, frozen=True):
@@ -63,7 +68,9 @@ class Slot(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True):
-    """All of it; its JSON is what ``tidemill status --json`` prints. Topics go by their names in ``messages.Topics``."""
+    """All of it; its JSON is what ``tidemill status --json`` prints. Topics go by their names in ``messages.Topics``. The
+    ``alarm`` is the one that is up; for it a retraining may be ``suggested``.
+    """
 
     project: str
     at: int
@@ -76,6 +83,8 @@ class Status(Struct, frozen=True):
     previous: Slot | None
     last_decision: JournalEntry | None
     events: dict[str, Event]
+    alarm: Event | None = None
+    suggested: bool = False
 
 
 def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
@@ -84,6 +93,7 @@ def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
     names = {field: getattr(topics, field) for field in topics.__struct_fields__}
     slots = read_slots(log, topics)
     events = _latest_events(log, topics)
+    alarm = _alarm(events)
     return Status(
         project=topics.requests.rpartition(".")[0],
         at=now,
@@ -96,6 +106,8 @@ def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
         previous=_slot(slots.previous, now),
         last_decision=_last_decision(log, topics),
         events={name: events[name] for name in SHOWN_EVENTS if name in events},
+        alarm=alarm,
+        suggested=alarm is not None and _of(alarm, events.get(SUGGESTED)),
     )
 
 
@@ -159,15 +171,27 @@ def _engine(slot: Slot, events: Mapping[str, Event]) -> str:
     return told
 
 
+def _alarm(events: Mapping[str, Event]) -> Event | None:
+    """The one that was raised last, unless it was cleared."""
+    raised = events.get(RAISED)
+    return None if raised is None or _of(raised, events.get(CLEARED)) else raised
+
+
+def _of(alarm: Event, other: Event | None) -> bool:
+    return other is not None and other.values.get("alarm") == alarm.values.get("alarm")
+
+
 def _last_decision(log: Log, topics: Topics) -> JournalEntry | None:
-    return next(reversed(read_messages(log, topics.journal, JournalEntry)), None)
+    """On models."""
+    journal = read_messages(log, topics.journal, JournalEntry)
+    return next((entry for entry in reversed(journal) if entry.kind != "acknowledgement"), None)
 
 
 def _latest_events(log: Log, topics: Topics) -> dict[str, Event]:
     """The newest of each name, in their order. Only those are decoded: the log can be followed from its ends alone, and
     100,000 events of other names or older ones must not cost more than their reading.
     """
-    starts = {name: f'{{"name":"{name}",'.encode() for name in (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED)}
+    starts = {name: f'{{"name":"{name}",'.encode() for name in KNOWN_EVENTS}
     latest: dict[str, Record] = {}
     for records in log.follow(topics.events):
         if not records:
@@ -191,8 +215,10 @@ def render(found: Status) -> str:
         ["last decision", f"  {_decision(found)}"],
         ["measured", *(_rows([_event_cells(event, found.at) for event in found.events.values()]) or ["  nothing yet"])],
     ]
+    if found.alarm:
+        blocks.insert(1, ["ALARM", *_alarm_lines(found.alarm, found)])
     if found.waits_for_first_model:
-        blocks[2].insert(1, "  waiting for the first model (train it: tidemill train); requests stay in the log until then")
+        blocks[-5].insert(1, "  waiting for the first model (train it: tidemill train); requests stay in the log until then")
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -242,6 +268,14 @@ def _decision(found: Status) -> str:
 def _event_cells(event: Event, now: int) -> tuple[str, ...]:
     values = ", ".join(f"{name} {_shown(value)}" for name, value in event.values.items())
     return event.name, f"{_duration((now - event.at) / 1000)} ago", values
+
+
+def _alarm_lines(alarm: Event, found: Status) -> list[str]:
+    id = alarm.values.get("alarm")
+    lines = [f"  {id}, raised {_duration((found.at - alarm.at) / 1000)} ago: {alarm.values.get('text')}"]
+    if found.suggested:
+        lines.append("  a retraining is suggested: tidemill train --again")
+    return [*lines, f"  if this is how it should be: tidemill alarms --acknowledge {id}"]
 
 
 def _shown(value: Any) -> str:

@@ -192,11 +192,22 @@ class Wiring:
 
     def _monitor(self, stop: threading.Event) -> None:
         from tidemill.roles.monitor import Monitor
+        from tidemill.roles.watch import Watcher
 
         settings, schema = self.settings, self.configuration.schema
+        parts = self.log, self.topics, self.lake
         measure = metric(settings.tune.metric, schema.task)
-        monitor = Monitor(self.log, self.topics, self.lake, schema, settings.retrain, settings.labels, measure, self.clock)
-        monitor.run(stop)
+        watch = Watcher(
+            *parts,
+            self.store,
+            settings.drift,
+            settings.retrain,
+            settings.labels.wait_hours,
+            measure,
+            settings.project.seed,
+            self.clock,
+        )
+        Monitor(*parts, schema, settings.retrain, settings.labels, measure, self.clock, watch).run(stop)
 
     def _tracker(self, stop: threading.Event) -> None:
         from tidemill.roles.tracker import TrackerRole

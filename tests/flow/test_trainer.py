@@ -418,7 +418,7 @@ def test_what_ships_is_what_was_scored(world: World) -> None:
 def test_a_tuned_threshold_ships_with_the_model(world: World) -> None:
     """For F1: in the bundle, the announcement and the journal, and in the answers; where few are positive it is low."""
     tune = msgspec.structs.replace(TUNE, metric="f1")
-    ages, works, labels = people(600, lambda age, work: age > 80, 1, noise=0.1)
+    ages, works, labels = people(600, lambda age, work: age > 80, 1, noise=0.3)
     world.rows = Rows({"age": ages, "work": works}, labels, [0] * 600)
     world.ask("first")
     world.serve(tune=tune)

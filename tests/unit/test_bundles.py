@@ -27,6 +27,7 @@ from tidemill.bundles import (
 )
 from tidemill.core.encoder import Encoder
 from tidemill.core.schema import Feature, Schema
+from tidemill.core.reference import Reference, number_column
 from tidemill.errors import BundleRefused, Unavailable, UnknownModel
 from tidemill.learners.base import Learner, Matrix, Model, Samples
 from tidemill.learners.lightgbm import LightGBM
@@ -69,7 +70,8 @@ def store(tmp_path: Path) -> BundleStore:
 @pytest.fixture
 def bundle(store: BundleStore) -> str:
     model, encoder, matrix = a_model()
-    return store.write(model, encoder, CARD, matrix, THRESHOLD, OutOfFold(matrix[:, 1], matrix[:, 0]))
+    reference = Reference([number_column("age", matrix[:, 0], np.arange(300) // 15)], [1.0], blocked=True)
+    return store.write(model, encoder, CARD, matrix, THRESHOLD, OutOfFold(matrix[:, 1], matrix[:, 0]), reference)
 
 
 def test_what_is_loaded_is_what_was_written(store: BundleStore, bundle: str) -> None:
@@ -94,6 +96,22 @@ def test_the_name_is_the_content(store: BundleStore, bundle: str) -> None:
     assert store.manifest(bundle).version == 4
     other = store.write(*a_model(6)[:2], CARD, matrix)
     assert store.bundles() == sorted([bundle, other])
+
+
+def test_the_reference_is_kept_and_not_needed_to_serve(store: BundleStore, bundle: str) -> None:
+    """With the encoder that it was counted with; None where a version kept none; refused where a bit differs."""
+    _, encoder, matrix = a_model()
+    found = store.reference(bundle)
+    assert found is not None
+    assert found[0] == encoder
+    assert np.sum(found[1].features[0].counts) == 300
+    assert store.reference(store.write(*a_model(6)[:2], CARD, matrix)) is None
+    file = store.root / bundle / "reference.json"
+    file.write_bytes(file.read_bytes().replace(b"age", b"ega"))
+    store.load(bundle).close()
+    for use in (store.reference, store.verify):
+        with pytest.raises(BundleRefused, match=r"reference\.json"):
+            use(bundle)
 
 
 @pytest.mark.parametrize("name", [*FILES, *OPTIONAL])

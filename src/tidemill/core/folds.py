@@ -18,8 +18,8 @@ def make_folds(labels: NDArray[np.float64], task: Task, count: int, split: Split
     """``count`` pairs of (row numbers to train on, row numbers to score).
 
     ``time``: rows must be in the order of time, and are cut into ``count + 1`` equal parts; each fold scores one of the
-    later parts and trains on all that came before it. ``stratified``: dealt out by ``seed``, each row is scored once, and the
-    classes have the same shares in every fold (a regression: dealt out only). A row keeps its fold when rows are added
+    later parts and trains on all that came before it. ``stratified``: dealt out by ``seed``, each row is scored once, and
+    the classes have the same shares in every fold (a regression: dealt out only). A row keeps its fold when rows are added
     behind it, so that what a trial scored on fewer rows says more of what it will on all. ``ConfigError`` where there are
     too few rows, or too few of a class.
     """

@@ -65,21 +65,23 @@ def metric(name: str, task: Task) -> Metric:
     return found
 
 
-def _log_losses(labels: Values, predictions: Values) -> Values:
+def log_losses(labels: Values, predictions: Values) -> Values:
     """Probabilities are kept from 0 and 1 by the float64's epsilon, as scikit-learn does."""
     tiny = np.finfo(np.float64).eps
     chances = np.clip(predictions, tiny, 1 - tiny)
     return -np.where(labels > 0.5, np.log(chances), np.log1p(-chances))
 
 
-def _multi_log_losses(labels: Values, predictions: Values) -> Values:
+def multi_log_losses(labels: Values, predictions: Values) -> Values:
+    """Of the classes' probabilities, float64[n, classes]; they too are kept from 0 and 1."""
     tiny = np.finfo(np.float64).eps
     chances = predictions[np.arange(len(labels)), labels.astype(np.intp)]
     losses: Values = -np.log(np.clip(chances, tiny, 1 - tiny))
     return losses
 
 
-def _squared_errors(labels: Values, predictions: Values) -> Values:
+def squared_errors(labels: Values, predictions: Values) -> Values:
+    """Of values, float64[n]."""
     squares: Values = (labels - predictions) ** 2
     return squares
 
@@ -109,13 +111,13 @@ def _accuracy(labels: Values, predictions: Values) -> float:
 
 
 def _rmse(labels: Values, predictions: Values) -> float:
-    return float(np.sqrt(_mean(_squared_errors)(labels, predictions)))
+    return float(np.sqrt(_mean(squared_errors)(labels, predictions)))
 
 
 def _r2(labels: Values, predictions: Values) -> float:
     if len(labels) == 0 or np.ptp(labels) == 0:
         return float("nan")
-    return float(1 - _squared_errors(labels, predictions).mean() / labels.var())
+    return float(1 - squared_errors(labels, predictions).mean() / labels.var())
 
 
 def _f1(labels: Values, predictions: Values) -> float:
@@ -173,16 +175,16 @@ _REGRESSION: tuple[Task, ...] = ("regression",)
 METRICS: dict[str, Metric] = {
     known.name: known
     for known in (
-        Metric("log_loss", _BINARY, False, _mean(_log_losses), _log_losses),
-        Metric("brier", _BINARY, False, _mean(_squared_errors), _squared_errors),
+        Metric("log_loss", _BINARY, False, _mean(log_losses), log_losses),
+        Metric("brier", _BINARY, False, _mean(squared_errors), squared_errors),
         Metric("auc", _BINARY, True, _auc),
         Metric("average_precision", _BINARY, True, _average_precision),
         Metric("f1", _BINARY, True, _f1, decides=True),
         Metric("accuracy", (*_BINARY, *_MULTICLASS), True, _accuracy, _mistakes),
-        Metric("multi_log_loss", _MULTICLASS, False, _mean(_multi_log_losses), _multi_log_losses),
+        Metric("multi_log_loss", _MULTICLASS, False, _mean(multi_log_losses), multi_log_losses),
         Metric("macro_f1", _MULTICLASS, True, _macro_f1),
         Metric("rmse", _REGRESSION, False, _rmse),
-        Metric("mse", _REGRESSION, False, _mean(_squared_errors), _squared_errors),
+        Metric("mse", _REGRESSION, False, _mean(squared_errors), squared_errors),
         Metric("mae", _REGRESSION, False, _mean(_absolute_errors), _absolute_errors),
         Metric("r2", _REGRESSION, True, _r2),
     )

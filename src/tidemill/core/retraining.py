@@ -2,15 +2,22 @@
 
 from collections.abc import Collection, Sequence
 
+from msgspec.structs import replace
+
 from tidemill.messages import Retrain
 
 FIRST = "first"
 """The id of the command that asks for a first model from the original data alone; asked for again, it has a number."""
 
 
+NEVER = 1 << 62
+
+
 def boundary(observed: int, every: int) -> int:
-    """The number of observations at which the next command is due, if ``observed`` have been made."""
-    return (observed // every + 1) * every
+    """The number of observations at which the next command is due, if ``observed`` have been made; ``NEVER`` without
+    ``every``.
+    """
+    return (observed // every + 1) * every if every else NEVER
 
 
 def due(observed: int, every: int, sent: Collection[str], now_ms: int) -> Retrain | None:
@@ -19,11 +26,29 @@ def due(observed: int, every: int, sent: Collection[str], now_ms: int) -> Retrai
     Its id tells its bucket's end, so that whoever is asked again names the same command. An older bucket that was never
     sent (``every`` has been changed since, or the topic is new) is not made up for: the newest holds its observations too.
     """
-    data_version = observed // every * every
+    data_version = observed // every * every if every else 0
     id = f"labelled-{data_version}"
     if data_version == 0 or id in sent:
         return None
     return Retrain(id=id, reason="labelled", data_version=data_version, requested_at=now_ms)
+
+
+def periodic(
+    began_ms: int, event_ms: int, hours: float, observed: int, sent: Collection[Retrain], now_ms: int
+) -> Retrain | None:
+    """The command for the period of ``hours`` that ``event_ms`` is in, unless it is the first one (that of ``began_ms``),
+    the command was sent, or nothing was observed since the last command.
+
+    Periods are counted from 1970, so that whoever is asked again names the same command.
+    """
+    if not hours or not event_ms:
+        return None
+    period, began = (int(at // (hours * 3_600_000)) for at in (event_ms, began_ms))
+    id = f"period-{period}"
+    learnt = max((command.data_version for command in sent), default=0)
+    if period <= began or observed <= learnt or any(command.id == id for command in sent):
+        return None
+    return Retrain(id=id, reason="period", data_version=observed, requested_at=now_ms)
 
 
 def first(champion: bool, sent: Collection[str], now_ms: int, decided: Collection[str] = ()) -> Retrain | None:
@@ -46,5 +71,10 @@ def is_first(id: str) -> bool:
 
 
 def merge(commands: Sequence[Retrain]) -> Retrain:
-    """The one of the waiting commands that stands for all: the newest data version, of those the last."""
-    return max(reversed(commands), key=lambda command: command.data_version)
+    """The one of the waiting commands that stands for all: the newest data version, of those the last. It has every reason,
+    and the evidence of the last that has any.
+    """
+    newest = max(reversed(commands), key=lambda command: command.data_version)
+    reasons = ", ".join(dict.fromkeys(command.reason for command in (newest, *commands)))
+    seen = next((command.evidence for command in reversed(commands) if command.evidence), {})
+    return replace(newest, reason=reasons, evidence=seen)

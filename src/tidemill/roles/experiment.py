@@ -16,6 +16,7 @@ from tidemill.core.folds import Split, make_folds
 from tidemill.core.memory import recall
 from tidemill.core.metrics import Metric, metric
 from tidemill.core.outcomes import label_numbers
+from tidemill.core.reference import Reference, Scored, block_width, blocks_of_keys, blocks_of_times, reference
 from tidemill.core.schema import Schema, Task
 from tidemill.core.space import Space
 from tidemill.core.training_set import Rows, balanced_weights
@@ -64,6 +65,7 @@ class Prepared(NamedTuple):
     samples: Samples
     folds: list[Fold]
     digest: str
+    times_ms: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 class Fitted(NamedTuple):
@@ -83,6 +85,13 @@ class Found(NamedTuple):
     best: Trial
     fitted: Fitted
     out_of_fold: OutOfFold
+
+
+class Blocking(NamedTuple):
+    """What keeps rows together: a feature's value, or so much time."""
+
+    feature: str
+    width_ms: int
 
 
 class Search(NamedTuple):
@@ -109,7 +118,40 @@ def prepare(schema: Schema, rows: Rows, tune: Tune, seed: int) -> Prepared:
     weights = balanced_weights(labels, len(schema.classes)) if tune.unbalanced and schema.classes else None
     samples = Samples(matrix, labels, weights, schema.columns, encoder.categorical, schema.task, len(schema.classes))
     folds = make_folds(labels, schema.task, tune.folds, _split(schema, tune), seed)
-    return Prepared(encoder, samples, folds, training_set.digest(matrix, labels, schema.columns))
+    times = np.array(rows.times_ms if schema.time else [], dtype=np.int64)
+    return Prepared(encoder, samples, folds, training_set.digest(matrix, labels, schema.columns), times)
+
+
+def refer(
+    prepared: Prepared, importances: NDArray[np.float64], searched: Prepared, found: OutOfFold, block: Blocking
+) -> Reference:
+    """What the monitor holds the served rows against: the rows that the model learnt from, and what was said of those of the
+    search by models that had not.
+    """
+    encoder = prepared.encoder
+    texts: list[list[str]] = [encoder.categories.get(feature.name, []) for feature in encoder.schema.features]
+    texts += [["*".join(joint) for joint in cross] for cross in encoder.crosses]
+    width = 0 if block.feature else block_width(prepared.times_ms, block.width_ms)
+    return reference(
+        encoder.schema,
+        prepared.samples.matrix,
+        {i: texts[i] for i in encoder.categorical},
+        importances,
+        _blocks(prepared, block.feature, width),
+        width,
+        Scored(found.labels, found.predictions, _blocks(searched, block.feature, width)),
+    )
+
+
+def _blocks(prepared: Prepared, feature: str, width_ms: int) -> NDArray[np.int64]:
+    """By the feature that is named, else by time, else none."""
+    columns = prepared.encoder.schema.columns
+    if not feature:
+        times = prepared.times_ms
+        return blocks_of_times(times, width_ms) if len(times) else np.zeros(len(prepared.samples.labels), dtype=np.int64)
+    if feature not in columns:
+        raise ConfigError(f"drift.block: no feature {feature!r}; there are {', '.join(columns)}")
+    return blocks_of_keys(prepared.samples.matrix[:, columns.index(feature)])
 
 
 def _split(schema: Schema, tune: Tune) -> Split:

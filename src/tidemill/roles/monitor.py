@@ -19,22 +19,23 @@ from numpy.typing import NDArray
 
 from tidemill import settings
 from tidemill.clock import Clock
-from tidemill.core.inspection import category_text
 from tidemill.core.joining import Counters
 from tidemill.core.metrics import Metric
 from tidemill.core.quality import WINDOW_ROWS, Quality
-from tidemill.core.retraining import boundary, due, first
+from tidemill.core.retraining import boundary, due, first, periodic
 from tidemill.core.schema import Schema
 from tidemill.errors import Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.lake import COLUMNS, Lake, before
 from tidemill.log.base import Log, Message
-from tidemill.messages import Event, Prediction, Retrain, Topics, to_bytes
+from tidemill.messages import Event, Retrain, Topics, to_bytes
 from tidemill.roles.joined import OBSERVED, ColumnJoiner
 from tidemill.roles.promotion import announced, read_slots
 from tidemill.roles.reading import decided_commands, read_messages
 from tidemill.roles.recorder import application
+from tidemill.roles.scores import Scores
 from tidemill.roles.tail import Feed, Tail, next_rows
+from tidemill.roles.watch import Watcher
 
 logger = structlog.get_logger()
 
@@ -58,7 +59,6 @@ _POLL_SECONDS = 0.2  # looking for new commits costs 20 microseconds a table
 _PAUSE_SECONDS = 1.0
 
 Marked = tuple[int, NDArray[np.bool_]]
-_decode = msgspec.json.Decoder(Prediction).decode
 
 
 class Monitor:
@@ -74,16 +74,18 @@ class Monitor:
         labels: settings.Labels,
         metric: Metric,
         clock: Clock,
+        watch: Watcher | None = None,
     ) -> None:
         self._log = log
         self._topics = topics
         self._lake = lake
         self._schema = schema
         self._every = retrain.every
+        self._hours = retrain.hours
+        self._watch = watch
         self._wait_ms = round(labels.wait_hours * 3_600_000)
         self._metric = metric
-        self._labels = [category_text(label) for label in schema.classes]
-        self._wide = len(self._labels) if schema.task == "multiclass" else 1
+        self._scores = Scores(schema)
         self._clock = clock
         self._began = False
 
@@ -92,7 +94,7 @@ class Monitor:
         waiting = False
         while not stop.is_set():
             try:
-                if self._lake.hold("observations"):
+                if self._lake.hold("observations") and (self._watch is None or self._watch.hold()):
                     self._observe(stop)
                     continue
                 if not waiting:
@@ -116,18 +118,25 @@ class Monitor:
 
     def start(self) -> None:
         """Take up where the observations table stands, and send the commands that are missing."""
-        self._joiner = ColumnJoiner(self._wait_ms, self._lake.folder(), self._wide)
+        self._joiner = ColumnJoiner(self._wait_ms, self._lake.folder(), self._scores.wide)
         self._observed = self._lake.count("observations")
         self._made: list[pl.DataFrame] = []
+        times = self._lake.scan("observations").select(
+            pl.col("event_at").min().alias("low"), pl.col("event_at").max().alias("high")
+        )
+        low, high = self._lake.read(times).row(0)
+        self._event_times = (low or 0, high or 0)
         self._tails = {table: self._tail(table) for table in TABLES}
         self._written: dict[str, int] = {}
         self._restore_joiner()
         self._restore_quality()
         self._reported: dict[str, object] = {}
         self._report_at = self._forget_at = self._clock.monotonic()
-        self._sent = {command.id for command in read_messages(self._log, self._topics.retrain, Retrain)}
+        self._commands = {one.id: one for one in read_messages(self._log, self._topics.retrain, Retrain)}
         self._send_first()
-        self._send(due(self._observed, self._every, self._sent, self._clock.now_ms()))
+        self._send_due()
+        if self._watch:
+            self._watch.start(self._send)
         logger.info("monitor_started", observations=self._observed, waiting_requests=self._joiner.waiting_requests)
 
     def turn(self) -> bool:
@@ -142,6 +151,8 @@ class Monitor:
         if self._clock.monotonic() >= self._forget_at:
             self._forget_at = self._clock.monotonic() + FORGET_SECONDS
             self._joiner.forget(self._settled())
+        if self._watch:
+            worked |= self._watch.turn(self._observed)
         return worked
 
     def _ahead(self, tail: Tail) -> bool:
@@ -194,23 +205,7 @@ class Monitor:
         """What the joiner takes."""
         if table != "predictions":
             return rows
-        return rows.select("request_id", "time_ms", "version", "bundle", scores=pl.Series(self._scores(rows["value"])))
-
-    def _scores(self, answers: pl.Series) -> NDArray[np.float64]:
-        """A row of scores for each answer; NaN where it is to another schema's task."""
-        found: list[Any]
-        if self._schema.task == "multiclass":
-            found = [self._probabilities(answer) for answer in answers.to_list()]
-        elif self._schema.task == "binary":
-            found = [_decode(answer).probability for answer in answers.to_list()]
-        else:
-            found = [_decode(answer).value for answer in answers.to_list()]
-        return np.array(found, dtype=np.float64).reshape(len(found), self._wide)
-
-    def _probabilities(self, answer: bytes) -> list[float | None]:
-        said = _decode(answer).probabilities or {}
-        scores = [said.get(label) for label in self._labels]
-        return [None] * self._wide if None in scores else scores
+        return rows.select("request_id", "time_ms", "version", "bundle", scores=pl.Series(self._scores.of(rows["value"])))
 
     def _commit(self) -> None:
         """Write the observations made, with what was read and counted up to the last; then the command, if one is due."""
@@ -225,8 +220,9 @@ class Monitor:
         failpoint("monitor.appended")
         self._written = marks
         self._observed += frame.height
+        self._event_times = _spread(self._event_times, frame)
         self._unmeasured.append(frame.select(SCORED))
-        self._send(due(self._observed, self._every, self._sent, self._clock.now_ms()))
+        self._send_due()
         try:
             self._lake.maintain("observations")
         except Unavailable as error:
@@ -243,21 +239,28 @@ class Monitor:
             self._quality.add(*row)
         self._unmeasured.clear()
 
+    def _send_due(self) -> None:
+        """What the number of observations asks for, and the time."""
+        now = self._clock.now_ms()
+        self._send(due(self._observed, self._every, self._commands, now))
+        began, newest = self._event_times
+        self._send(periodic(began, newest, self._hours, self._observed, self._commands.values(), now))
+
     def _send_first(self) -> None:
         """Where nothing serves. A first model that failed is asked for again, once a process: whoever started it may have
         mended the settings, the schema or the data.
         """
         champion = read_slots(self._log, self._topics).champion is not None
         decided: set[str] = set() if self._began else decided_commands(self._log, self._topics)
-        self._send(first(champion, self._sent, self._clock.now_ms(), decided))
+        self._send(first(champion, self._commands, self._clock.now_ms(), decided))
         self._began = True
 
     def _send(self, command: Retrain | None) -> None:
-        if command is None or command.id in self._sent:
+        if command is None or command.id in self._commands:
             return
         self._log.append([Message(self._topics.retrain, to_bytes(command), command.id.encode())])
         failpoint("monitor.sent")
-        self._sent.add(command.id)
+        self._commands[command.id] = command
         logger.info("retraining_asked_for", id=command.id, data_version=command.data_version)
 
     # -- the same state after a restart
@@ -356,6 +359,12 @@ class Monitor:
             newest = pl.concat([rows, newest]).group_by("version", maintain_order=True).tail(WINDOW_ROWS).select(SCORED)
         self._unmeasured = [newest]
         self._measure()
+
+
+def _spread(times: tuple[int, int], observed: pl.DataFrame) -> tuple[int, int]:
+    """The first and the last event time, with those of new observations."""
+    low, high = (int(getattr(observed["event_at"], name)()) for name in ("min", "max"))
+    return (min(times[0] or low, low), max(times[1], high))
 
 
 def _marks_of(requests: pl.DataFrame, observed: dict[int, Marked]) -> NDArray[np.bool_]:

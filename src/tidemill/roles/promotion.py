@@ -149,6 +149,14 @@ def _serve(
     return moves[-1]
 
 
+def acknowledge(log: Log, topics: Topics, alarm: str, clock: Clock) -> None:
+    """A person's word that what an alarm saw is how it should be."""
+    now = clock.now_ms()
+    id = f"acknowledgement-{alarm}"
+    entry = JournalEntry(id, "acknowledgement", "a person's word", "acknowledged", now, evidence={"alarm": alarm})
+    log.append([Message(topics.journal, to_bytes(entry), id.encode())])
+
+
 def announcements(topics: Topics, moves: list[ModelVersion]) -> list[Message]:
     """The records of ``models``; the key is the slot."""
     return [Message(topics.models, to_bytes(move), move.state.encode()) for move in moves]

@@ -94,19 +94,40 @@ class Recorder:
                 stop.wait(_PAUSE_SECONDS)
 
     def _record(self, stop: threading.Event) -> None:
-        reader = self._log.join(GROUP, list(self._tables))
+        reader = self.start()
         try:
-            self._align(reader)
             while not stop.is_set():
-                room = self._settings.flush_rows - self._polled % self._settings.flush_rows
-                batch = reader.poll(room, self._patience())
-                self._take(batch)
-                if self._due(behind=len(batch) == room):
-                    self._flush(reader)
+                self._turn(reader, self._patience())
             if self._polled:
                 self._flush(reader)
         finally:
             reader.close()
+
+    def start(self) -> Reader:
+        """The group's reader, where both the lake and the group have everything before."""
+        reader = self._log.join(GROUP, list(self._tables))
+        try:
+            self._align(reader)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def drain(self, reader: Reader) -> None:
+        """Record all that stands in the log now, for whoever takes the steps himself."""
+        while self._turn(reader, 0.0):
+            pass
+        if self._polled:
+            self._flush(reader)
+
+    def _turn(self, reader: Reader, patience: float) -> int:
+        """Poll, and flush what is due; how many records came."""
+        room = self._settings.flush_rows - self._polled % self._settings.flush_rows
+        batch = reader.poll(room, patience)
+        self._take(batch)
+        if self._due(behind=len(batch) == room):
+            self._flush(reader)
+        return len(batch)
 
     def _align(self, reader: Reader) -> None:
         """Start where both the lake and the group have everything before."""

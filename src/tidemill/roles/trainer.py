@@ -21,6 +21,7 @@ import structlog
 from tidemill.bundles import BundleStore, Card
 from tidemill.clock import Clock
 from tidemill.core.metrics import metric
+from tidemill.core.reference import Reference
 from tidemill.core.retraining import merge
 from tidemill.core.schema import Schema
 from tidemill.core.training_set import Rows, holdout_rows, training_set
@@ -32,6 +33,7 @@ from tidemill.log.base import Batch, Log, Message, Positions, Reader
 from tidemill.messages import Event, JournalEntry, Label, ModelVersion, Retrain, Topics, Trial, to_bytes
 from tidemill.roles.dead_letters import dead_letter
 from tidemill.roles.experiment import (
+    Blocking,
     Fitted,
     Found,
     Observed,
@@ -40,6 +42,7 @@ from tidemill.roles.experiment import (
     comparable,
     judge,
     prepare,
+    refer,
     refit,
     run_search,
 )
@@ -170,9 +173,11 @@ class Trainer:
         champion, comparison = self._judge(challenger, champion, judged)
         refused = champion.refused
         decision = decide(self.settings.verdict.policy, champion.rival or bool(refused), comparison, bool(refused))
+        learnt_from = prepared
         if held and decision == "promoted":
-            challenger = refit(best, self._prepare(observed), self.plan)
-        model_version = self._write(command, found, challenger)
+            learnt_from = self._prepare(observed)
+            challenger = refit(best, learnt_from, self.plan)
+        model_version = self._write(command, found, challenger, self._refer(challenger, learnt_from, prepared, found))
         failpoint("trainer.bundled")
         decision, moves, overtaken = self._settle(champion.version, model_version, decision)
         against = champion.version
@@ -247,7 +252,13 @@ class Trainer:
             confidence = self.settings.verdict.confidence
             return champion, judge(challenger, loaded, judged, self.metric, confidence, self.plan.seed)
 
-    def _write(self, command: Retrain, found: Found, model: Fitted) -> ModelVersion:
+    def _refer(self, model: Fitted, learnt_from: Prepared, searched: Prepared, found: Found) -> Reference:
+        drift = self.settings.drift
+        importances = self.store.learner(found.best.learner).importances(model.model.to_bytes())
+        block = Blocking(drift.block, round(drift.block_hours * 3_600_000))
+        return refer(learnt_from, importances, searched, found.out_of_fold, block)
+
+    def _write(self, command: Retrain, found: Found, model: Fitted, reference: Reference) -> ModelVersion:
         """The bundle, tried before anybody hears of it."""
         number, best = 1 + self._newest_version(), found.best
         now = self.clock.now_ms()
@@ -266,7 +277,9 @@ class Trainer:
             created_at=now,
             libraries={"python": platform.python_version(), "tidemill": version("tidemill")},
         )
-        bundle = self.store.write(model.model, model.encoder, card, model.golden, model.threshold, found.out_of_fold)
+        bundle = self.store.write(
+            model.model, model.encoder, card, model.golden, model.threshold, found.out_of_fold, reference
+        )
         self.store.try_out(bundle)
         return ModelVersion(
             version=number,
@@ -323,6 +336,7 @@ class Trainer:
             settings=self.settings_digest,
             metric=self.metric.name,
             merged=merged,
+            evidence=command.evidence,
         )
         return msgspec.structs.replace(base, **facts)
 

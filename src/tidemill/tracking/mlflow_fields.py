@@ -83,6 +83,7 @@ def of_decision(entry: JournalEntry, trials: Sequence[Trial]) -> Fields:
     points = _at(entry.at, {entry.metric or "score": entry.score, **values})
     tags = {
         "reason": entry.reason,
+        "evidence": json.dumps(entry.evidence) if entry.evidence else "",
         "verdict": entry.verdict,
         "tidemill.bundle": entry.bundle,
         "tidemill.settings": entry.settings,
