@@ -171,6 +171,10 @@ class Retrain(Section, frozen=True):
         Meta(description="merge: those that wait become one retraining on the newest data; queue: one each, in order"),
     ] = "merge"
     window_rows: Annotated[int, Meta(ge=0, description="train on the newest rows only; 0 takes all")] = 0
+    drop_drifting: Annotated[
+        float,
+        Meta(ge=0, le=1, description="leave features out that drifted so far since the champion (MLBox takes 0.6); 0: none"),
+    ] = 0.0
 
 
 class Drift(Section, frozen=True):

@@ -9,9 +9,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.clock import SystemClock
+from tidemill.clock import Clock, SystemClock
 from tidemill.configuration import Configuration, load
-from tidemill.core.metrics import metric
+from tidemill.core.metrics import Metric, metric
 from tidemill.core.space import Space
 from tidemill.errors import ConfigError
 from tidemill.executors.base import Executor, MakeExecutor, Work
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from tidemill.app.client import Client
     from tidemill.bundles import BundleStore
     from tidemill.lake import Lake
+    from tidemill.roles.monitor import Monitor
+    from tidemill.roles.predictor import Predictor
+    from tidemill.roles.recorder import Recorder
     from tidemill.roles.trainer import Trainer
+    from tidemill.roles.watch import Watcher
     from tidemill.tracking.base import Tracker
 
 ROLES = ("predictor", "recorder", "monitor", "trainer", "tracker")
@@ -44,10 +48,16 @@ class Wiring:
         self.configuration: Configuration = load(directory, os.environ)
         self.settings = self.configuration.settings
         self.topics = Topics.of(self.settings.project.name)
-        self.clock = SystemClock()
+        self.clock: Clock = SystemClock()
+        self.role_clock = self.clock
         for name in self.settings.tune.learners:
             LEARNERS.check(name, self._place("learner"))
         PROPOSERS.check(self.settings.tune.proposer, self._place("proposer"))
+
+    @property
+    def served_log(self) -> Log:
+        """The log as predictor and monitor have it."""
+        return self.log
 
     def _place(self, key: str) -> str:
         return f"tune.{key} ({self.configuration.origins[f'tune.{key}']})"
@@ -111,8 +121,8 @@ class Wiring:
         """Run a role in this process until ``stop`` is set."""
         roles: dict[str, Callable[[threading.Event], None]] = {
             "predictor": self._predictor,
-            "recorder": self._recorder,
-            "monitor": self._monitor,
+            "recorder": lambda stop: self.recorder().run(stop),
+            "monitor": lambda stop: self.monitor().run(stop),
             "trainer": lambda stop: self.trainer().run(stop),
             "tracker": self._tracker,
         }
@@ -177,37 +187,48 @@ class Wiring:
         return MlflowTracker(uri, name, tracking.experiment, bundles, tracking.children)
 
     def _predictor(self, stop: threading.Event) -> None:
-        from tidemill.roles.predictor import Predictor
-
         # A batch makes thousands of objects and lets go of them: to look for circles among all others every 700 objects
         # costs a tenth of the throughput, and now and then 20 ms.
         gc.freeze()
         gc.set_threshold(50_000, 50, 100)
-        Predictor(self.log, self.topics, self.store, self.settings.predictor, self.clock).run(stop)
+        self.predictor().run(stop)
 
-    def _recorder(self, stop: threading.Event) -> None:
+    def predictor(self) -> "Predictor":
+        """The role, to be run."""
+        from tidemill.roles.predictor import Predictor
+
+        return Predictor(self.served_log, self.topics, self.store, self.settings.predictor, self.role_clock)
+
+    def recorder(self) -> "Recorder":
+        """The role, to be run."""
         from tidemill.roles.recorder import Recorder
 
-        Recorder(self.log, self.topics, self.lake, self.configuration.schema, self.settings.lake, self.clock).run(stop)
+        schema, lake = self.configuration.schema, self.settings.lake
+        return Recorder(self.log, self.topics, self.lake, schema, lake, self.role_clock)
 
-    def _monitor(self, stop: threading.Event) -> None:
+    def monitor(self) -> "Monitor":
+        """The role, to be run."""
         from tidemill.roles.monitor import Monitor
-        from tidemill.roles.watch import Watcher
 
         settings, schema = self.settings, self.configuration.schema
-        parts = self.log, self.topics, self.lake
         measure = metric(settings.tune.metric, schema.task)
-        watch = Watcher(
-            *parts,
-            self.store,
-            settings.drift,
-            settings.retrain,
-            settings.labels.wait_hours,
-            measure,
-            settings.project.seed,
-            self.clock,
-        )
-        Monitor(*parts, schema, settings.retrain, settings.labels, measure, self.clock, watch).run(stop)
+        parts = self.served_log, self.topics, self.lake
+        watcher = self.watcher(measure) if self.watches else None
+        return Monitor(*parts, schema, settings.retrain, settings.labels, measure, self.role_clock, watcher)
+
+    @property
+    def watches(self) -> bool:
+        """Whether the monitor holds what is served against what the champion learnt from."""
+        return self.settings.drift.window_rows > 0
+
+    def watcher(self, measure: Metric) -> "Watcher":
+        """The monitor's part that does."""
+        from tidemill.roles.watch import Watcher
+
+        settings = self.settings
+        parts = self.served_log, self.topics, self.lake, self.store
+        wait = settings.labels.wait_hours
+        return Watcher(*parts, settings.drift, settings.retrain, wait, measure, settings.project.seed, self.role_clock)
 
     def _tracker(self, stop: threading.Event) -> None:
         from tidemill.roles.tracker import TrackerRole

@@ -1,7 +1,7 @@
 """The trainer on a real log, lake and store: what an experiment reads, decides, writes, and leaves alone."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,15 @@ class World:
         self.rows = original()
         self.words: list[Callable[[], object]] = []
 
-    def observe(self, rows: int, rule: Rule = old, event_at: Callable[[int], int] = lambda number: number) -> None:
-        ages, works, labels = people(rows, rule, 100 + self.observations)
+    def observe(
+        self,
+        rows: int,
+        rule: Rule = old,
+        event_at: Callable[[int], int] = lambda number: number,
+        works: Sequence[str] = (),
+    ) -> None:
+        ages, found, labels = people(rows, rule, 100 + self.observations)
+        works = list(works) * rows or found
         first = self.observations
         self.observations += rows
         frame = pl.DataFrame(
@@ -413,6 +420,32 @@ def test_what_ships_is_what_was_scored(world: World) -> None:
     even = prepared.samples
     bare = Samples(even.matrix, even.labels, None, even.columns, even.categorical, even.task, even.classes)
     assert LightGBM().fit(bare, best.parameters, best.rounds, 0, 1).to_bytes() != text.encode()
+
+
+def test_features_that_drift_are_left_out_where_that_is_asked_for(world: World) -> None:
+    """Since the champion another kind of work is all there is: MLBox's rule leaves it out, the journal says so, the bundle
+    has its own schema, and the next model may have the feature again. Without the setting nothing is left out.
+    """
+    world.rows = original(400)
+    world.ask("first")
+    world.serve(verdict=Verdict(policy="always"))
+    world.observe(400, works=("d",))
+    world.ask("all", world.observations)
+    world.serve(verdict=Verdict(policy="manual"))
+    world.ask("fewer", world.observations)
+    world.serve(verdict=Verdict(policy="always"), retrain=RetrainSettings(drop_drifting=0.6))
+    world.observe(400, works=("d",))
+    world.ask("again", world.observations)
+    world.serve(verdict=Verdict(policy="always"), retrain=RetrainSettings(drop_drifting=0.6))
+    _, every, fewer, again = world.journal
+    assert every.detail == ""
+    assert fewer.detail.startswith("left out for their drift since the champion: work (1.00)")
+    assert [world.store.schema(entry.bundle).columns for entry in (every, fewer, again)] == [
+        ("age", "work"),
+        ("age",),
+        ("age", "work"),
+    ]
+    assert world.models[-1].schema == world.store.schema(again.bundle).digest()
 
 
 def test_a_tuned_threshold_ships_with_the_model(world: World) -> None:

@@ -24,9 +24,9 @@ from tidemill.log.base import Message, Topic
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import Event, JournalEntry, ModelVersion, Prediction, Retrain, Topics, to_bytes
 from tidemill.roles.experiment import Blocking, fitted, prepare, refer
+from tidemill.roles.looks import Look, Matured
 from tidemill.roles.promotion import announcements, read_slots
 from tidemill.roles.reading import read_messages
-from tidemill.roles.looks import Look, Matured
 from tidemill.roles.watch import Watcher
 from tidemill.settings import Drift, Tune
 from tidemill.settings import Retrain as RetrainSettings

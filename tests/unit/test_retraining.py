@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.core.retraining import boundary, due, first, is_first, merge
+from tidemill.core.retraining import NEVER, boundary, due, first, is_first, merge, periodic
 from tidemill.messages import Retrain
+
+HOUR_MS = 3_600_000
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,74 @@ def test_whoever_stops_at_each_boundary_sends_each_bucket_once(every: int, steps
             if command:
                 sent.append(command.id)
     assert sent == [f"labelled-{n}" for n in range(every, observed + 1, every)]
+
+
+@given(st.integers(0, 10**9))
+def test_without_every_no_number_of_observations_asks_for_a_command(observed: int) -> None:
+    """0 switches it off: the next boundary is further than any observation."""
+    assert due(observed, 0, set(), 5) is None
+    assert boundary(observed, 0) == NEVER > 10**18
+
+
+def test_a_period_asks_for_what_was_observed_until_now() -> None:
+    """The id is that of the period since 1970; the command says why it came and when."""
+    assert periodic(0, 25 * HOUR_MS, 24, 70, [], 9) == Retrain("period-1", "period", 70, 9)
+    assert periodic(0, 49 * HOUR_MS, 24, 70, [], 9) == Retrain("period-2", "period", 70, 9)
+    assert periodic(0, 49 * HOUR_MS, 0.5, 70, [], 9) == Retrain("period-98", "period", 70, 9)
+
+
+@pytest.mark.parametrize(
+    ("began_ms", "event_ms", "hours"),
+    [
+        (0, 25 * HOUR_MS, 0),  # switched off
+        (0, 0, 24),  # no event yet
+        (HOUR_MS, 24 * HOUR_MS - 1, 24),  # the first period
+        (30 * HOUR_MS, 47 * HOUR_MS, 24),
+        (30 * HOUR_MS, 5 * HOUR_MS, 24),  # before it
+    ],
+)
+def test_a_period_asks_for_nothing_in_the_first_one(began_ms: int, event_ms: int, hours: float) -> None:
+    """Nor where there are no periods, or no events."""
+    assert periodic(began_ms, event_ms, hours, 70, [], 9) is None
+
+
+def test_a_period_asks_for_nothing_without_new_observations() -> None:
+    """New since any command, whatever its reason; commands that were sent out of order count by the most."""
+    sent = [Retrain("drift-3", "drift", 70, 0), Retrain("labelled-50", "labelled", 50, 0)]
+    assert periodic(0, 25 * HOUR_MS, 24, 70, sent, 9) is None
+    assert periodic(0, 25 * HOUR_MS, 24, 71, sent, 9) == Retrain("period-1", "period", 71, 9)
+    assert periodic(0, 25 * HOUR_MS, 24, 0, [], 9) is None
+
+
+def test_a_period_asks_once() -> None:
+    """However much is observed after its command."""
+    sent = [Retrain("period-1", "period", 70, 0)]
+    assert periodic(0, 30 * HOUR_MS, 24, 500, sent, 9) is None
+    assert periodic(0, 48 * HOUR_MS, 24, 500, sent, 9) == Retrain("period-2", "period", 500, 9)
+
+
+@given(
+    began=st.integers(1, 10**13),
+    hours=st.sampled_from([0.1, 1, 24, 168, 720.5]),
+    steps=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 3)), max_size=30),
+)
+def test_each_period_with_new_observations_has_one_command(began: int, hours: float, steps: list[tuple[int, int]]) -> None:
+    """In order, but for the first; a slow twin counts periods in tenths, and asking twice gives nothing new."""
+    length_ms, event, observed, learnt = hours * HOUR_MS, began, 0, 0
+    sent: list[Retrain] = []
+    expected: list[tuple[str, int]] = []
+    for tenths, new in steps:
+        event, observed = event + int(tenths * length_ms / 10), observed + new
+        period = int(event // length_ms)
+        if period > began // length_ms and observed > learnt and f"period-{period}" not in [id for id, _ in expected]:
+            expected.append((f"period-{period}", observed))
+            learnt = observed
+        for _ in range(2):
+            command = periodic(began, event, hours, observed, sent, 0)
+            sent += [command] if command else []
+    assert [(command.id, command.data_version) for command in sent] == expected
+    periods = [int(command.id.removeprefix("period-")) for command in sent]
+    assert periods == sorted(set(periods))
 
 
 def test_the_first_model_is_asked_for_unless_one_serves_or_it_was_asked_for() -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from tidemill.cli import data, demo, log, project, replay, roles, trials
+from tidemill.cli import alarms, backtest, data, demo, drift, log, project, replay, roles, trials
 from tidemill.cli.options import Commands, Parser
 from tidemill.errors import TidemillError
 
@@ -32,7 +32,7 @@ def declare() -> tuple[Parser, Commands]:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json-logs", action="store_true", help="log lines as JSON")
     commands = Commands(parser)
-    for module in (project, roles, replay, data, trials, demo, log):
+    for module in (project, roles, replay, data, trials, alarms, drift, backtest, demo, log):
         module.declare(commands)
     return parser, commands
 

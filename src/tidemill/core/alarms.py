@@ -57,6 +57,11 @@ class Finding(Struct, frozen=True):
     known: bool = False
 
     @property
+    def key(self) -> str:
+        """A feature may have any name."""
+        return f"{self.kind}:{self.name}"
+
+    @property
     def cost(self) -> float:
         """What it may cost: importance times effect."""
         return self.importance * abs(self.effect)
@@ -133,7 +138,7 @@ def look(
     alarm = watch.alarm
     if alarm is None:
         since = None if watch.raised_at is None else at_ms - watch.raised_at
-        if not passed or (since is not None and since < limits.cooldown_ms):
+        if not passed or (since is not None and 0 <= since < limits.cooldown_ms):
             return watch, None
         raised = Alarm(f"alarm-{number}", number, at_ms, list(passed))
         return Watch(raised, 0, at_ms), Change("alarm_raised", raised)

@@ -33,6 +33,8 @@ class Tally(Struct, frozen=True):
     outcomes: list[int] = []
     errors: float = 0.0
     residuals: float = 0.0
+    busy_ms: int = 0
+    """The time that its parts took, without what lies between them."""
 
     @property
     def labelled(self) -> int:
@@ -71,6 +73,7 @@ def add(tallies: Sequence[Tally]) -> Tally:
         outcomes=_sum([one.outcomes for one in tallies]),
         errors=sum(one.errors for one in tallies),
         residuals=sum(one.residuals for one in tallies),
+        busy_ms=sum(one.busy_ms or one.ended_at - one.began_at for one in tallies),
     )
 
 
@@ -84,7 +87,7 @@ def _sum(counts: Sequence[Sequence[int]]) -> list[int]:
 
 
 class Known(Struct, frozen=True):
-    """States that a person, or time, has accepted: a later one that is near is no finding."""
+    """States that a person, or time, has accepted, by the findings' keys: a later one that is near is no finding."""
 
     counts: dict[str, list[int]] = {}
     means: dict[str, float] = {}
@@ -96,27 +99,19 @@ class Comparer:
     def __init__(self, reference: Reference, seed: int) -> None:
         self.reference = reference
         self._seed = seed
-        self._nulls: dict[tuple[str, int], Null] = {}
-
-    def shifts(self, found: Tally) -> list[Shift]:
-        """Of each feature that has counts."""
-        return [
-            self._shift(column, np.array(counts))
-            for column, counts in zip(self.reference.features, found.features, strict=True)
-        ]
+        self._nulls: dict[tuple[str, int, int], Null] = {}
 
     def served(self, found: Tally, known: Known, effect_min: float) -> list[Finding]:
         """What is known when a window was served: features and predictions."""
+        reference = self.reference
+        pairs = zip(reference.features, reference.importances, found.features, strict=True)
         findings = [
-            self._counted(column, "feature", importance, counts, known, effect_min)
-            for column, importance, counts in zip(
-                self.reference.features, self.reference.importances, found.features, strict=True
-            )
+            self._counted(column, "feature", importance, counts, found, known, effect_min)
+            for column, importance, counts in pairs
         ]
-        if found.predictions and self.reference.predictions:
-            findings.append(
-                self._counted(self.reference.predictions[0], "prediction", 1.0, found.predictions, known, effect_min)
-            )
+        if found.predictions and reference.predictions:
+            column = reference.predictions[0]
+            findings.append(self._counted(column, "prediction", 1.0, found.predictions, found, known, effect_min))
         return findings
 
     def told(self, found: Tally, known: Known, effect_min: float) -> list[Finding]:
@@ -125,57 +120,78 @@ class Comparer:
             return []
         levels = {one.name: one for one in self.reference.levels}
         return [
-            self._counted(self.reference.outcomes[0], "outcome", 1.0, found.outcomes, known, effect_min),
-            self._level(levels["error"], "error", found.labelled, found.errors, known, effect_min),
-            self._level(levels["calibration"], "calibration", found.labelled, found.residuals, known, effect_min),
+            self._counted(self.reference.outcomes[0], "outcome", 1.0, found.outcomes, found, known, effect_min),
+            self._level(levels["error"], "error", found, found.errors, known, effect_min),
+            self._level(levels["calibration"], "calibration", found, found.residuals, known, effect_min),
         ]
 
-    def accept(self, known: Known, names: Sequence[str], served: Tally, told: Tally | None) -> Known:
-        """What has these names is from now on as the windows have it."""
-        counts = {column.name: value for column, value in zip(self.reference.features, served.features, strict=True)}
-        counts |= {"prediction": served.predictions}
+    def accept(self, known: Known, findings: Sequence[Finding], served: Tally, told: Tally | None) -> Known:
+        """What was found is from now on as the windows have it."""
+        counts = {f"feature:{one.name}": value for one, value in zip(self.reference.features, served.features, strict=True)}
+        counts |= {"prediction:prediction": served.predictions}
         means: dict[str, float] = {}
         if told is not None and told.labelled:
-            counts |= {"outcome": told.outcomes}
-            means = {"error": told.errors / told.labelled, "calibration": told.residuals / told.labelled}
+            counts |= {"outcome:outcome": told.outcomes}
+            means = {
+                "error:error": told.errors / told.labelled,
+                "calibration:calibration": told.residuals / told.labelled,
+            }
+        keys = [finding.key for finding in findings]
         return Known(
-            known.counts | {name: counts[name] for name in names if counts.get(name)},
-            known.means | {name: means[name] for name in names if name in means},
+            known.counts | {key: counts[key] for key in keys if counts.get(key)},
+            known.means | {key: means[key] for key in keys if key in means},
         )
 
     def _counted(
-        self, column: Column, kind: Kind, importance: float, counts: Sequence[int], known: Known, effect_min: float
+        self,
+        column: Column,
+        kind: Kind,
+        importance: float,
+        counted: Sequence[int],
+        of: Tally,
+        known: Known,
+        effect_min: float,
     ) -> Finding:
-        shift = self._shift(column, np.array(counts, dtype=np.int64))
-        accepted = known.counts.get(column.name)
-        near = accepted is not None and self._far(column, np.array(accepted), np.array(counts)) < effect_min
-        return Finding(column.name, kind, shift.p, shift.effect, importance, told_of(column, shift, counts), near)
+        counts = np.array(counted, dtype=np.int64)
+        null = self._null(kind, column, int(counts.sum()), self._blocks(of))
+        shift = measure(column, counts, null)
+        accepted = known.counts.get(f"{kind}:{column.name}")
+        near = accepted is not None and _apart(null, np.array(accepted), counts) <= effect_min
+        return Finding(column.name, kind, shift.p, shift.effect, importance, told_of(column, shift, counted), near)
 
-    def _level(self, level: Level, kind: Kind, rows: int, total: float, known: Known, effect_min: float) -> Finding:
-        moved = move(level, rows, total, self.reference.blocked)
-        accepted = known.means.get(level.name)
+    def _level(self, level: Level, kind: Kind, of: Tally, total: float, known: Known, effect_min: float) -> Finding:
+        moved = move(level, of.labelled, total, self._blocks(of))
+        accepted = known.means.get(f"{kind}:{level.name}")
         spread = abs((moved.mean - moved.before) / moved.effect) if moved.effect else np.inf
-        near = accepted is not None and abs(moved.mean - accepted) / spread < effect_min
+        near = accepted is not None and abs(moved.mean - accepted) / spread <= effect_min
         p = moved.p
         if kind == "error":  # only a rise matters
             p = moved.p / 2 if moved.effect > 0 else 1 - moved.p / 2
         return Finding(level.name, kind, p, moved.effect, 1.0, _text_of(kind, moved), near)
 
-    def _shift(self, column: Column, counts: Counts) -> Shift:
-        return measure(column, counts, self._null(column, int(counts.sum())))
+    def _blocks(self, of: Tally) -> float:
+        """How many blocks the window is of; 0 where rows are independent."""
+        reference = self.reference
+        if not reference.blocked:
+            return 0.0
+        if reference.block_ms:
+            span = of.ended_at - of.began_at
+            return max(1.0, min(span, of.busy_ms or span) / reference.block_ms)
+        sizes = np.sum(reference.features[0].counts, axis=1)
+        return max(1.0, of.rows / float(sizes.mean()))
 
-    def _far(self, column: Column, accepted: Counts, counts: Counts) -> float:
-        """How far two windows lie apart, beyond what two ordinary ones do."""
-        null = self._null(column, int(counts.sum()))
-        return float(np.sqrt(max(0.0, float(jensen_shannon(accepted, counts)) ** 2 - 2 * null.mean)))
-
-    def _null(self, column: Column, rows: int) -> Null:
-        """Of a window a little smaller: it varies as much or more."""
+    def _null(self, kind: Kind, column: Column, rows: int, blocks: float) -> Null:
+        """Of a window with a few rows less, and as many blocks at most: it varies as much or more."""
         step = int(np.log(max(rows, 1)) / np.log(ROWS_STEP))
-        key = column.name, step
+        key = f"{kind}:{column.name}", step, int(blocks)
         if key not in self._nulls:
-            self._nulls[key] = null_of(column, max(1, int(ROWS_STEP**step)), self.reference.blocked, self._seed)
+            self._nulls[key] = null_of(column, max(1, int(ROWS_STEP**step)), float(int(blocks)), self._seed)
         return self._nulls[key]
+
+
+def _apart(null: Null, accepted: Counts, counts: Counts) -> float:
+    """How far two windows lie apart, beyond what two ordinary ones do."""
+    return float(np.sqrt(max(0.0, float(jensen_shannon(accepted, counts)) ** 2 - 2 * null.mean)))
 
 
 def told_of(column: Column, shift: Shift, counts: Sequence[int]) -> str:

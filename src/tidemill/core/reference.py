@@ -6,6 +6,7 @@ whole blocks, not rows, tell by how much two ordinary stretches differ. Where ro
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ BLOCKS_MAX = 200
 BLOCKS_MIN = 20
 """With fewer their spread says little of how ordinary stretches differ: blocks are made shorter."""
 DAY_MS = 86_400_000
+LARGEST = 1e70
+"""Of a residual; its fourth power, added up, is still a number."""
 
 
 _LOSSES: dict[Task, Callable[[Values, Values], Values]] = {
@@ -87,7 +90,7 @@ class Column(Struct, frozen=True):
             return [*self.categories, "(others)", "(unseen)", "(missing)"]
         if not self.edges:
             return ["(any)", "(missing)"]
-        inner = [_span(low, high) for low, high in zip(self.edges, self.edges[1:], strict=False)]
+        inner = [_span(low, high) for low, high in pairwise(self.edges)]
         return [f"below {self.edges[0]:.6g}", *inner, f"above {np.nextafter(self.edges[-1], -np.inf):.6g}", "(missing)"]
 
 
@@ -140,7 +143,7 @@ def answers(task: Task, labels: Values, predictions: Values) -> Answers:
         residuals = (chosen == labels) - predictions[np.arange(len(labels)), chosen]
     else:
         residuals = labels - predictions
-    return Answers(_LOSSES[task](labels, predictions), residuals)
+    return Answers(np.minimum(_LOSSES[task](labels, predictions), LARGEST**2), np.clip(residuals, -LARGEST, LARGEST))
 
 
 def said(task: Task, predictions: Values) -> Values:
@@ -266,8 +269,11 @@ def _edges(known: Values) -> list[float]:
     cuts = np.quantile(known, np.linspace(0, 1, BINS + 1)[:-1], method="lower")
     ends = np.nextafter(np.concatenate([atoms, values[-1:]]), np.inf)
     edges = np.unique(np.concatenate([cuts, atoms, ends]))
-    return [float(edge) for edge in edges if edge <= ends[-1]]
+    return [float(edge) for edge in edges if edge <= ends[-1] and np.isfinite(edge)]
 
 
 def _span(low: float, high: float) -> str:
-    return f"{low:.6g}" if np.nextafter(low, np.inf) == high else f"{low:.6g} to {high:.6g}"
+    """An atom, or from where to where; just above an atom its own value reads better than the next float."""
+    if np.nextafter(low, np.inf) == high:
+        return f"{low:.6g}"
+    return f"{np.nextafter(low, -np.inf) if f'{low:.6g}' != repr(low) else low:.6g} to {high:.6g}"

@@ -72,7 +72,7 @@ def shares(counts: Counts | Shares) -> Shares:
 
 
 def _steps(column: Column, reference: Counts, window: Counts) -> Shares:
-    if column.is_category or not column.edges:
+    if column.is_category or not column.edges or not reference[:-1].sum() or not window[:-1].sum():
         return np.zeros(0)
     return np.cumsum(shares(window[:-1]) - shares(reference[:-1]))[:-1]
 
@@ -111,13 +111,16 @@ class Null(NamedTuple):
         return float(stats.f.sf(squared / self.mean, self.freedom, self.freedom * self.blocks_freedom))
 
 
-def null_of(column: Column, rows: int, blocked: bool, seed: int) -> Null:
-    """What windows of ``rows`` rows look like where nothing changed. Deterministic by ``seed``; some milliseconds."""
+def null_of(column: Column, rows: int, blocks: float, seed: int) -> Null:
+    """What windows of ``rows`` rows look like where nothing changed: independent rows, or ``blocks`` blocks where that is not
+    0. Deterministic by ``seed``; some milliseconds.
+    """
     counts = np.array(column.counts, dtype=np.int64)
     rng = np.random.default_rng(seed)
-    blocked = blocked and len(counts) > 1
-    pairs = _blocks_drawn(counts, rows, rng) if blocked else _rows_drawn(counts.sum(axis=0), rows, rng)
-    squared = jensen_shannon(*pairs) ** 2
+    blocked = blocks > 0 and len(counts) > 1
+    references, windows = _blocks_drawn(counts, rows, blocks, rng) if blocked else _rows_drawn(counts.sum(axis=0), rows, rng)
+    windows = windows + _unheard_of(counts.sum(axis=0), rows, rng)[: len(windows)]
+    squared = jensen_shannon(references, windows) ** 2
     mean, variance = float(squared.mean()), float(squared.var(ddof=1))
     freedom = 2 * mean**2 / variance if variance > 0 else 1.0
     return Null(mean, freedom, len(counts) - 1 if blocked else EXACT)
@@ -126,7 +129,7 @@ def null_of(column: Column, rows: int, blocked: bool, seed: int) -> Null:
 def measure(column: Column, window: Counts, null: Null) -> Shift:
     """A window's counts, int64[bins], against the column's."""
     before = np.array(column.counts, dtype=np.int64).sum(axis=0)
-    distance = float(jensen_shannon(before, window))
+    distance = float(jensen_shannon(before, window)) if window.sum() else 0.0
     before_share, share = shares(before), shares(window)
     return Shift(
         name=column.name,
@@ -150,21 +153,22 @@ def _rows_drawn(total: Counts, rows: int, rng: np.random.Generator) -> tuple[Cou
     return rng.multinomial(int(total.sum()), share, DRAWS), rng.multinomial(rows, share, DRAWS)
 
 
-def _blocks_drawn(counts: Counts, rows: int, rng: np.random.Generator) -> tuple[Counts, Counts]:
-    """The same of whole blocks; the last block of a window is cut to its size."""
-    blocks = len(counts)
-    references = counts[rng.integers(blocks, size=(DRAWS, blocks))].sum(axis=1)
-    sizes = counts.sum(axis=1)
-    windows = []
-    for order in rng.integers(blocks, size=(DRAWS, 2 + int(np.ceil(2 * rows * blocks / sizes.sum())))):
-        reached = np.cumsum(sizes[order])
-        whole = int(np.searchsorted(reached, rows, side="right"))
-        drawn = counts[order[:whole]].sum(axis=0)
-        left = rows - int(drawn.sum())
-        if whole < len(order) and left > 0:
-            drawn = drawn + rng.multivariate_hypergeometric(counts[order[whole]], left)
-        windows.append(drawn)
-    return references, np.array(windows)
+def _blocks_drawn(counts: Counts, rows: int, blocks: float, rng: np.random.Generator) -> tuple[Counts, Counts]:
+    """The same of whole blocks; a window that has fewer rows than its blocks is thinned, one that has more is no less certain
+    than they are.
+    """
+    references = counts[rng.integers(len(counts), size=(DRAWS, len(counts)))].sum(axis=1)
+    windows = counts[rng.integers(len(counts), size=(DRAWS, max(1, round(blocks))))].sum(axis=1)
+    thinned = [
+        rng.multivariate_hypergeometric(drawn, rows) if drawn.sum() > rows else drawn for drawn in windows if drawn.sum()
+    ]
+    return references[: len(thinned)], np.array(thinned)
+
+
+def _unheard_of(total: Counts, rows: int, rng: np.random.Generator) -> Counts:
+    """Rows in bins that the reference has nothing in: it may have missed what is rarer than half a row of it."""
+    empty = total == 0
+    return rng.poisson(np.where(empty, 0.5 * rows / max(1, int(total.sum())), 0.0), size=(DRAWS, len(total)))
 
 
 class Moved(Struct, frozen=True):
@@ -180,11 +184,12 @@ class Moved(Struct, frozen=True):
     p: float
 
 
-def move(reference: Level, rows: int, total: float, blocked: bool) -> Moved:
-    """A window of ``rows`` values that add up to ``total``.
+def move(reference: Level, rows: int, total: float, blocks: float) -> Moved:
+    """A window of ``rows`` values that add up to ``total``: independent rows, or ``blocks`` blocks where that is not 0.
 
     Its mean varies by what blocks have in common and by single rows (analysis of variance of unequal blocks; Searle, Casella
-    and McCulloch 1992, section 3.6), and is compared with Student's t of the blocks less one degrees of freedom.
+    and McCulloch 1992, section 3.6), and is compared with Student's t. Blocks of unequal size count as fewer equal ones
+    (Kish 1965): the square of their sum over the sum of their squares.
     """
     sizes, sums = np.array(reference.rows, dtype=np.float64), np.array(reference.sums)
     kept = sizes > 0
@@ -192,21 +197,21 @@ def move(reference: Level, rows: int, total: float, blocked: bool) -> Moved:
     count = sizes.sum()
     if not rows or count < 2:
         return Moved(reference.name, rows, float("nan"), float("nan"), 0.0, 1.0)
-    mean, before = total / rows, sums.sum() / count
-    blocks = len(sizes) if blocked else 1
-    between, within = _components(sizes, sums, squares) if blocks > 1 else (0.0, squares.sum() / count - before**2)
+    mean, before = total / rows, float(sums.sum() / count)
+    blocked = blocks > 0 and len(sizes) > 1
+    between, within = _components(sizes, sums, squares) if blocked else (0.0, float(squares.sum() / count - before**2))
     within = max(within, 0.0)
-    stretches = max(1.0, rows / sizes.mean()) if blocks > 1 else 1.0
-    variance = between / stretches + within / rows
-    if blocks > 1:
-        variance += between / blocks
-    variance += within / count
-    spread = np.sqrt(between + within)
-    if variance <= 0:
-        return Moved(reference.name, rows, mean, before, 0.0, 1.0 if mean == before else 0.0)
-    t = (mean - before) / np.sqrt(variance)
-    p = 2 * float(stats.t.sf(abs(t), blocks - 1 if blocks > 1 else EXACT))
-    return Moved(reference.name, rows, float(mean), float(before), float((mean - before) / spread), p)
+    equal = float(count**2 / (sizes**2).sum())
+    variance = within / rows + within / count
+    if blocked:
+        variance += between / max(1.0, blocks * equal / len(sizes)) + between / equal
+    if variance <= (1e-9 * before) ** 2:  # it never varied
+        moved = not np.isclose(mean, before, rtol=1e-9)
+        return Moved(reference.name, rows, mean, before, float(np.sign(mean - before)) * moved, 0.0 if moved else 1.0)
+    freedom = max(1.0, equal - 1) if blocked else EXACT
+    p = 2 * float(stats.t.sf(abs(mean - before) / np.sqrt(variance), freedom))
+    effect = float((mean - before) / np.sqrt(between + within))
+    return Moved(reference.name, rows, float(mean), before, effect, p)
 
 
 def _components(sizes: NDArray[np.float64], sums: NDArray[np.float64], squares: NDArray[np.float64]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from tidemill.bundles import Bundle, OutOfFold
 from tidemill.clock import Clock
 from tidemill.core import training_set
 from tidemill.core.decoding import Decoded, Decoder
+from tidemill.core.drift_estimator import drifting, drop_features, feature_drifts, sampled
 from tidemill.core.encoder import Encoder
 from tidemill.core.environment import digest
 from tidemill.core.folds import Split, make_folds
@@ -87,6 +88,10 @@ class Found(NamedTuple):
     out_of_fold: OutOfFold
 
 
+DRIFT_ROWS_MIN = 200
+"""On either side, before a feature is left out: with fewer a feature that has not changed scores 0.2 and more."""
+
+
 class Blocking(NamedTuple):
     """What keeps rows together: a feature's value, or so much time."""
 
@@ -120,6 +125,24 @@ def prepare(schema: Schema, rows: Rows, tune: Tune, seed: int) -> Prepared:
     folds = make_folds(labels, schema.task, tune.folds, _split(schema, tune), seed)
     times = np.array(rows.times_ms if schema.time else [], dtype=np.int64)
     return Prepared(encoder, samples, folds, training_set.digest(matrix, labels, schema.columns), times)
+
+
+def without_drifting(
+    schema: Schema, before: Rows, since: Rows, threshold: float, seed: int
+) -> tuple[Schema, dict[str, float]]:
+    """The schema without the features whose estimate of drift (MLBox's, each by itself) from ``before`` to ``since`` is the
+    threshold or more, and their estimates. Nothing is left out where either has fewer than ``DRIFT_ROWS_MIN`` rows.
+
+    Raises ``ConfigError`` where none would be left, and for rows that are not what the schema says.
+    """
+    if min(len(before), len(since)) < DRIFT_ROWS_MIN:
+        return schema, {}
+    both = {name: [*before.columns[name], *since.columns[name]] for name in before.columns}
+    encoder = Encoder.fit(schema, both)
+    older, newer = (sampled(_encoded(encoder, rows)) for rows in (before, since))
+    scores = feature_drifts(older, newer, schema.columns, seed=seed)
+    dropped = {name: scores[name] for name in drifting(scores, threshold)}
+    return drop_features(schema, dropped), dropped
 
 
 def refer(

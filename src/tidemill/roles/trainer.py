@@ -10,7 +10,7 @@ against a champion that serves no more, and waits.
 
 import platform
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from typing import NamedTuple
@@ -45,6 +45,7 @@ from tidemill.roles.experiment import (
     refer,
     refit,
     run_search,
+    without_drifting,
 )
 from tidemill.roles.loop import run_loop
 from tidemill.roles.promotion import announcements, deciding, read_slots
@@ -166,7 +167,8 @@ class Trainer:
             entry = self._entry(command, merged, verdict="kept", detail=kept)
             return entry, self._outputs(entry, [])
         learnt, judged = observed.split(held)
-        prepared = self._prepare(learnt)
+        schema, dropped = self._schema(champion, learnt)
+        prepared = self._prepare(learnt, schema)
         found = run_search(command.id, prepared, self.plan, read_trials(self.log, self.topics), self._record)
         failpoint("trainer.searched")
         best, challenger = found.best, found.fitted
@@ -175,7 +177,7 @@ class Trainer:
         decision = decide(self.settings.verdict.policy, champion.rival or bool(refused), comparison, bool(refused))
         learnt_from = prepared
         if held and decision == "promoted":
-            learnt_from = self._prepare(observed)
+            learnt_from = self._prepare(observed, schema)
             challenger = refit(best, learnt_from, self.plan)
         model_version = self._write(command, found, challenger, self._refer(challenger, learnt_from, prepared, found))
         failpoint("trainer.bundled")
@@ -200,7 +202,9 @@ class Trainer:
             champion_version=against.version if against else 0,
             champion_bundle=against.bundle if against else "",
             statistic=msgspec.to_builtins(comparison) if comparison else {},
-            detail="; ".join(filter(None, (refused and f"not judged against the champion: {refused}", overtaken))),
+            detail="; ".join(
+                filter(None, (refused and f"not judged against the champion: {refused}", overtaken, _left_out(dropped)))
+            ),
         )
         return entry, self._outputs(entry, moves)
 
@@ -236,9 +240,18 @@ class Trainer:
             " (verdict.policy says who may serve without)",
         )
 
-    def _prepare(self, observed: Observed) -> Prepared:
-        rows = training_set(self.schema, self.original(), observed.rows(self.schema), self.settings.retrain.window_rows)
-        return prepare(self.schema, rows, self.settings.tune, self.plan.seed)
+    def _schema(self, champion: Champion, learnt: Observed) -> tuple[Schema, dict[str, float]]:
+        """The project's, without features that have drifted since the champion learnt, where that is asked for."""
+        threshold = self.settings.retrain.drop_drifting
+        if not threshold or champion.version is None:
+            return self.schema, {}
+        before, since = learnt.split(max(0, len(learnt.outcomes) - champion.version.data_version))
+        older = training_set(self.schema, self.original(), before.rows(self.schema), self.settings.retrain.window_rows)
+        return without_drifting(self.schema, older, since.rows(self.schema), threshold, self.plan.seed)
+
+    def _prepare(self, observed: Observed, schema: Schema) -> Prepared:
+        rows = training_set(schema, self.original(), observed.rows(schema), self.settings.retrain.window_rows)
+        return prepare(schema, rows, self.settings.tune, self.plan.seed)
 
     def _judge(self, challenger: Fitted, champion: Champion, judged: Observed) -> tuple[Champion, Comparison | None]:
         """The comparison, if there is one, and the champion, whose bundle may have been damaged since."""
@@ -285,7 +298,7 @@ class Trainer:
             version=number,
             uri=bundle,
             bundle=bundle,
-            schema=self.schema.digest(),
+            schema=model.encoder.schema.digest(),
             state="challenger",
             data_version=command.data_version,
             experiment=command.id,
@@ -382,6 +395,11 @@ class _Committing:
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _left_out(dropped: Mapping[str, float]) -> str:
+    told = ", ".join(f"{name} ({score:.2f})" for name, score in dropped.items())
+    return told and f"left out for their drift since the champion: {told}"
 
 
 def _overtaken(then: ModelVersion | None, now: ModelVersion | None) -> str:

@@ -45,6 +45,8 @@ logger = structlog.get_logger()
 ROLE = "monitor"
 LOOK_ROWS = 20_000
 """Requests of a look at most: some 20 MB."""
+AHEAD_MS = 3_600_000
+"""A service's clock may be so far ahead."""
 CONFIDENCE = 0.9
 """Of the interval for the expected metric."""
 MATURED_SHARE = 0.95
@@ -134,7 +136,9 @@ class Watcher:
         mine = rows.filter(pl.col("time_ms") >= model.announced_at)
         counts, scores = model.features(mine), self._served(model)
         self._requests.advance(rows)
-        times = (mine if mine.height else rows)["event_at"].to_numpy()
+        asked = mine if mine.height else rows
+        # A time that lies ahead of the log's own would hold all that comes before it to be old.
+        times = np.minimum(asked["event_at"].to_numpy(), asked["time_ms"].to_numpy() + AHEAD_MS)
         tally = Tally(mine.height, int(times.min()), int(times.max()), counts, model.counted(scores))
         self._now_ms = max(self._now_ms, tally.ended_at)
         found = self._judged(model, tally, began, observed)
@@ -192,8 +196,7 @@ class Watcher:
         )
         found.findings = sorted(findings, key=lambda one: one.p)[:TOLD_SHIFTS]
         if found.change and found.change.accept:
-            names = [finding.name for finding in found.change.alarm.findings]
-            found.known = comparer.accept(known, names, served, told)
+            found.known = comparer.accept(known, found.change.alarm.findings, served, told)
         self._ask(found, observed)
         return found
 

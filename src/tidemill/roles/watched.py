@@ -62,9 +62,7 @@ class Watched:
         return counts
 
 
-def watched(
-    store: BundleStore, bundle: str, seed: int, version: ModelVersion | None = None
-) -> tuple[Watched | None, str]:
+def watched(store: BundleStore, bundle: str, seed: int, version: ModelVersion | None = None) -> tuple[Watched | None, str]:
     """The bundle, or None and why it cannot be watched."""
     try:
         return Watched(store, bundle, seed, version), ""
