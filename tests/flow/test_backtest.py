@@ -152,8 +152,10 @@ class Gate:
         if not sent or any(behind.values()) or self.lake.count("observations") < summary.outcomes:
             return False
         due = {f"labelled-{rows}" for rows in range(EVERY, summary.outcomes + 1, EVERY)}
-        champion = read_slots(log, topics).champion
-        return due <= decided_commands(log, topics) and champion is not None and newest_swap(self.wiring) == champion.bundle
+        if not due <= decided_commands(log, topics):
+            return False
+        champion = read_slots(log, topics).champion  # after the commands: their decisions are in it
+        return champion is not None and newest_swap(self.wiring) == champion.bundle
 
 
 def stops(stream: Stream) -> list[int]:

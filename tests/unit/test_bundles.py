@@ -26,8 +26,8 @@ from tidemill.bundles import (
     gives,
 )
 from tidemill.core.encoder import Encoder
-from tidemill.core.schema import Feature, Schema
 from tidemill.core.reference import Reference, number_column
+from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BundleRefused, Unavailable, UnknownModel
 from tidemill.learners.base import Learner, Matrix, Model, Samples
 from tidemill.learners.lightgbm import LightGBM

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from tidemill.core.alarms import Finding, Kind
 from tidemill.core.reference import Column, Counts, Level, Reference
-from tidemill.core.shift import Moved, Null, Shift, jensen_shannon, measure, move, null_of, shares
+from tidemill.core.shift import Moved, Null, Shift, is_unheard_of, jensen_shannon, measure, move, null_of, shares
 
 ROWS_STEP = 1.1
 """Nulls are kept for windows of about the same size."""
@@ -33,8 +33,8 @@ class Tally(Struct, frozen=True):
     outcomes: list[int] = []
     errors: float = 0.0
     residuals: float = 0.0
-    busy_ms: int = 0
-    """The time that its parts took, without what lies between them."""
+    gaps_ms: int = 0
+    """The time between its parts, in which nothing was asked."""
 
     @property
     def labelled(self) -> int:
@@ -73,8 +73,13 @@ def add(tallies: Sequence[Tally]) -> Tally:
         outcomes=_sum([one.outcomes for one in tallies]),
         errors=sum(one.errors for one in tallies),
         residuals=sum(one.residuals for one in tallies),
-        busy_ms=sum(one.busy_ms or one.ended_at - one.began_at for one in tallies),
+        gaps_ms=_span(tallies) - sum(_busy(one) for one in tallies),
     )
+
+
+def _busy(tally: Tally) -> int:
+    """The time that its parts took; more than the whole where they overlap."""
+    return tally.ended_at - tally.began_at - tally.gaps_ms
 
 
 def _span(tallies: Sequence[Tally]) -> int:
@@ -99,7 +104,7 @@ class Comparer:
     def __init__(self, reference: Reference, seed: int) -> None:
         self.reference = reference
         self._seed = seed
-        self._nulls: dict[tuple[str, int, int], Null] = {}
+        self._nulls: dict[tuple[str, int, int, bool], Null] = {}
 
     def served(self, found: Tally, known: Known, effect_min: float) -> list[Finding]:
         """What is known when a window was served: features and predictions."""
@@ -153,7 +158,7 @@ class Comparer:
         effect_min: float,
     ) -> Finding:
         counts = np.array(counted, dtype=np.int64)
-        null = self._null(kind, column, int(counts.sum()), self._blocks(of))
+        null = self._null(kind, column, int(counts.sum()), self._blocks(of), is_unheard_of(column, counts))
         shift = measure(column, counts, null)
         accepted = known.counts.get(f"{kind}:{column.name}")
         near = accepted is not None and _apart(null, np.array(accepted), counts) <= effect_min
@@ -175,17 +180,17 @@ class Comparer:
         if not reference.blocked:
             return 0.0
         if reference.block_ms:
-            span = of.ended_at - of.began_at
-            return max(1.0, min(span, of.busy_ms or span) / reference.block_ms)
+            return max(1.0, min(_busy(of), of.ended_at - of.began_at) / reference.block_ms)
         sizes = np.sum(reference.features[0].counts, axis=1)
         return max(1.0, of.rows / float(sizes.mean()))
 
-    def _null(self, kind: Kind, column: Column, rows: int, blocks: float) -> Null:
+    def _null(self, kind: Kind, column: Column, rows: int, blocks: float, unheard: bool) -> Null:
         """Of a window with a few rows less, and as many blocks at most: it varies as much or more."""
         step = int(np.log(max(rows, 1)) / np.log(ROWS_STEP))
-        key = f"{kind}:{column.name}", step, int(blocks)
+        key = f"{kind}:{column.name}", step, int(blocks), unheard
         if key not in self._nulls:
-            self._nulls[key] = null_of(column, max(1, int(ROWS_STEP**step)), float(int(blocks)), self._seed)
+            rows = max(1, int(ROWS_STEP**step))
+            self._nulls[key] = null_of(column, rows, float(int(blocks)), self._seed, unheard)
         return self._nulls[key]
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tidemill.core.inspection import category_text
@@ -55,6 +56,8 @@ class Column(Struct, frozen=True):
     categories: list[str] = []
     codes: list[int] = []
     """By code of a category, its bin."""
+    once: int = 0
+    """Texts that one row has: so many rows in as many will have a text that none had (Good, Biometrika 40, 1953)."""
 
     @property
     def is_category(self) -> bool:
@@ -236,7 +239,8 @@ def category_column(name: str, texts: Sequence[str], values: Values, blocks: Blo
     kept = [int(code) for code in order[:CATEGORIES] if counts[code]]
     codes = np.where(counts > 0, len(kept), len(kept) + 1)  # a text that was never there is as good as unseen
     codes[kept] = np.arange(len(kept))
-    column = Column(name, [], categories=[texts[code] for code in kept], codes=codes.tolist() or [1])
+    kept_texts, once = [texts[code] for code in kept], int((counts == 1).sum())
+    column = Column(name, [], categories=kept_texts, codes=codes.tolist() or [1], once=once)
     return _counted(column, values, blocks)
 
 
@@ -257,7 +261,7 @@ def _counted(column: Column, values: Values, blocks: Blocks) -> Column:
     size = int(blocks.max(initial=0)) + 1
     flat = np.bincount(blocks * column.bins + column.bin_of(values), minlength=size * column.bins)
     counts = flat.reshape(size, column.bins).tolist()
-    return Column(column.name, counts, column.edges, column.categories, column.codes)
+    return replace(column, counts=counts)
 
 
 def _edges(known: Values) -> list[float]:

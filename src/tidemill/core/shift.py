@@ -111,15 +111,17 @@ class Null(NamedTuple):
         return float(stats.f.sf(squared / self.mean, self.freedom, self.freedom * self.blocks_freedom))
 
 
-def null_of(column: Column, rows: int, blocks: float, seed: int) -> Null:
-    """What windows of ``rows`` rows look like where nothing changed: independent rows, or ``blocks`` blocks where that is not
-    0. Deterministic by ``seed``; some milliseconds.
+def null_of(column: Column, rows: int, blocks: float, seed: int, unheard: bool = False) -> Null:
+    """What windows of ``rows`` rows are like where nothing changed: independent rows, or ``blocks`` blocks where that is not
+    0; with ``unheard`` those of them that have something in a bin that the reference has nothing in. Deterministic by
+    ``seed``; some milliseconds.
     """
     counts = np.array(column.counts, dtype=np.int64)
     rng = np.random.default_rng(seed)
     blocked = blocks > 0 and len(counts) > 1
     references, windows = _blocks_drawn(counts, rows, blocks, rng) if blocked else _rows_drawn(counts.sum(axis=0), rows, rng)
-    windows = windows + _unheard_of(counts.sum(axis=0), rows, rng)[: len(windows)]
+    if unheard:
+        windows = windows + _unheard_of(column, counts.sum(axis=0), rows, rng)[: len(windows)]
     squared = jensen_shannon(references, windows) ** 2
     mean, variance = float(squared.mean()), float(squared.var(ddof=1))
     freedom = 2 * mean**2 / variance if variance > 0 else 1.0
@@ -154,9 +156,7 @@ def _rows_drawn(total: Counts, rows: int, rng: np.random.Generator) -> tuple[Cou
 
 
 def _blocks_drawn(counts: Counts, rows: int, blocks: float, rng: np.random.Generator) -> tuple[Counts, Counts]:
-    """The same of whole blocks; a window that has fewer rows than its blocks is thinned, one that has more is no less certain
-    than they are.
-    """
+    """The same of whole blocks. A window with fewer rows than its blocks is thinned; one with more varies as they do."""
     references = counts[rng.integers(len(counts), size=(DRAWS, len(counts)))].sum(axis=1)
     windows = counts[rng.integers(len(counts), size=(DRAWS, max(1, round(blocks))))].sum(axis=1)
     thinned = [
@@ -165,10 +165,22 @@ def _blocks_drawn(counts: Counts, rows: int, blocks: float, rng: np.random.Gener
     return references[: len(thinned)], np.array(thinned)
 
 
-def _unheard_of(total: Counts, rows: int, rng: np.random.Generator) -> Counts:
-    """Rows in bins that the reference has nothing in: it may have missed what is rarer than half a row of it."""
-    empty = total == 0
-    return rng.poisson(np.where(empty, 0.5 * rows / max(1, int(total.sum())), 0.0), size=(DRAWS, len(total)))
+def is_unheard_of(column: Column, window: Counts) -> bool:
+    """Whether a window, int64[bins], has something in a bin that the reference has nothing in."""
+    return bool(window[np.sum(column.counts, axis=0) == 0].any())
+
+
+def _unheard_of(column: Column, total: Counts, rows: int, rng: np.random.Generator) -> Counts:
+    """Rows in bins that the reference has nothing in, one at least: it may have missed what is rarer than half a row of it;
+    of texts, as many as it has seen once.
+    """
+    missed = np.where(total == 0, 0.5, 0.0)
+    if column.is_category:
+        missed[-2] = max(missed[-2], column.once)
+    found = rng.poisson(rows * missed / max(1, int(total.sum())), size=(DRAWS, len(total)))
+    none = found.sum(axis=1) == 0
+    found[none] = rng.multinomial(1, missed / missed.sum(), size=int(none.sum()))
+    return found
 
 
 class Moved(Struct, frozen=True):
@@ -205,8 +217,8 @@ def move(reference: Level, rows: int, total: float, blocks: float) -> Moved:
     variance = within / rows + within / count
     if blocked:
         variance += between / max(1.0, blocks * equal / len(sizes)) + between / equal
-    if variance <= (1e-9 * before) ** 2:  # it never varied
-        moved = not np.isclose(mean, before, rtol=1e-9)
+    if between + within <= 1e-12 * float(squares.sum() / count):  # it never varied, but for rounding
+        moved = not np.isclose(mean, before, rtol=1e-6, atol=0)
         return Moved(reference.name, rows, mean, before, float(np.sign(mean - before)) * moved, 0.0 if moved else 1.0)
     freedom = max(1.0, equal - 1) if blocked else EXACT
     p = 2 * float(stats.t.sf(abs(mean - before) / np.sqrt(variance), freedom))

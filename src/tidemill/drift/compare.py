@@ -30,7 +30,7 @@ from tidemill.core.reference import (
     category_column,
     number_column,
 )
-from tidemill.core.shift import EXACT, Null, chi_squared, jensen_shannon, measure, null_of, shares
+from tidemill.core.shift import EXACT, Null, chi_squared, is_unheard_of, jensen_shannon, measure, null_of, shares
 from tidemill.drift.tables import Pair, Table
 from tidemill.errors import ConfigError
 
@@ -269,7 +269,9 @@ def _shift(one: _Measured, blocking: Blocking, seed: int) -> ColumnShift:
     a, b = one.a, one.b
     column = one.make(a, one.blocks)
     before, after = np.array(column.counts, dtype=np.int64).sum(axis=0), column.count(b)
-    null = _split_null(one, seed) if blocking.split else null_of(column, len(b), blocking.b, seed)
+    null = (
+        _split_null(one, seed) if blocking.split else null_of(column, len(b), blocking.b, seed, is_unheard_of(column, after))
+    )
     found = measure(column, after, null)
     chi = chi_squared(before, after) if column.is_category else (None, None)
     ks, ks_p, wasserstein = (None, None, None) if column.is_category else _raw(a[~np.isnan(a)], b[~np.isnan(b)])
