@@ -17,6 +17,8 @@ from msgspec import Struct
 
 from bench import (
     coding,
+    drift,
+    drift_estimator,
     kafka,
     lake,
     latency,
@@ -180,6 +182,14 @@ def _broker() -> Iterator["kafka.Bench | None"]:
             yield kafka.Bench(broker.bootstrap, wiring)
 
 
+def _drift(effort: Effort) -> dict[str, object]:
+    return drift.measure(drift.Effort())
+
+
+def _drift_estimator(effort: Effort) -> dict[str, object]:
+    return {"drift_estimator": drift_estimator.measure()}
+
+
 PARTS: dict[str, Part] = {
     "scoring": _scoring,
     "coding": _coding,
@@ -193,6 +203,8 @@ PARTS: dict[str, Part] = {
     "proposers": _proposers,
     "tracking": _tracking,
     "search": _search,
+    "drift": _drift,
+    "drift_estimator": _drift_estimator,
 }
 SMALL_PARTS = ("scoring", "sqlite", "kafka")
 

@@ -25,6 +25,13 @@ BOUNDS: dict[str, tuple[str, float]] = {
 """Half, or twice, of what a machine of two cores gives, and more: a bound is for what breaks, not for noise."""
 
 TITLES = {
+    "drift_calibration": "Drift: how often a small p comes, against how often it should",
+    "drift_budget": "Drift: alarms without drift",
+    "drift_usual": "Drift: usual rules without drift",
+    "drift_planted": "Drift: rows until a planted shift is found",
+    "drift_flights": "Drift: a year of flights, and years whose days or weeks are in another order",
+    "drift_cost": "Drift: seconds of the processor for 100,000 requests",
+    "drift_estimator": "Drift: the joint estimate of 16,000 against 16,000 rows",
     "kafka_throughput": "Kafka: requests a second with a backlog",
     "kafka_latency": "Kafka: milliseconds from due to seen, open loop",
     "kafka_training": "Kafka: beside a retraining",

@@ -189,7 +189,7 @@ class Drift(Section, frozen=True):
     block_hours: Annotated[
         float,
         Meta(gt=0, le=HOURS_MAX, description="of the data's time are one block: its rows are alike, not independent"),
-    ] = 24.0
+    ] = 48.0
     block: Annotated[str, Meta(description="or a feature: its rows of one value are a block (a customer, a machine)")] = ""
     false_alarms: Annotated[
         float, Meta(gt=0, le=1000, description="a month (30 days), at most, on average, where nothing has changed")

@@ -22,11 +22,12 @@ SHOWN_EVENTS = (ANSWERED, "observations_joined", "quality_measured", "window_com
 """The newest of each is shown."""
 LOADED, REFUSED, QUICKENED = "model_swapped", "bundle_refused", "engine_swapped"
 """What the predictor says of a bundle that was announced."""
-RAISED, CLEARED, SUGGESTED = "alarm_raised", "alarm_cleared", "retraining_suggested"
+RAISED, WORSENED, CLEARED = "alarm_raised", "alarm_worsened", "alarm_cleared"
+SUGGESTED = "retraining_suggested"
 """What the monitor says of an alarm."""
 
 
-KNOWN_EVENTS = (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED, RAISED, CLEARED, SUGGESTED)
+KNOWN_EVENTS = (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED, RAISED, WORSENED, CLEARED, SUGGESTED)
 
 
 class RoleState(Struct, frozen=True):
@@ -172,9 +173,11 @@ def _engine(slot: Slot, events: Mapping[str, Event]) -> str:
 
 
 def _alarm(events: Mapping[str, Event]) -> Event | None:
-    """The one that was raised last, unless it was cleared."""
-    raised = events.get(RAISED)
-    return None if raised is None or _of(raised, events.get(CLEARED)) else raised
+    """The one that was raised last, unless it was cleared; as it is since it worsened, where it has."""
+    raised, worsened = events.get(RAISED), events.get(WORSENED)
+    if raised is None or _of(raised, events.get(CLEARED)):
+        return None
+    return worsened if worsened is not None and _of(raised, worsened) else raised
 
 
 def _of(alarm: Event, other: Event | None) -> bool:

@@ -18,6 +18,7 @@ from tidemill.core.alarms import (
     LOOKS_MIN,
     MONTH_MS,
     SHARES,
+    TOLD,
     Alarm,
     Change,
     Finding,
@@ -132,11 +133,13 @@ def test_a_false_alarm_is_as_seldom_as_was_asked() -> None:
 @few
 @given(findings=st.lists(a_finding, max_size=12), alpha=st.floats(0, ALPHA_MAX), effect_min=st.floats(0, 1))
 def test_what_passes_against_a_slow_twin(findings: list[Finding], alpha: float, effect_min: float) -> None:
-    """Not what is known; each within its part of alpha; others than features by their own effect, these by their costs
-    together; the costliest first.
+    """Not what is known; each within its part of alpha; by its own effect, a feature only with half of an average one's
+    importance, or all features by their costs together. Outcomes' findings, features, predictions, the costliest of each
+    first. Where something matters, all features that moved are told.
     """
     features = [finding for finding in findings if finding.kind == "feature"]
     alone, together = [], []
+    important = False
     for finding in findings:
         part = SHARES[finding.kind]
         if finding.kind == "feature":
@@ -145,13 +148,34 @@ def test_what_passes_against_a_slow_twin(findings: list[Finding], alpha: float, 
             continue
         if finding.kind == "feature":
             together.append(finding)
+            important |= abs(finding.effect) >= effect_min and finding.importance >= 0.5 / len(features)
         elif finding.effect >= effect_min or (finding.kind != "error" and -finding.effect >= effect_min):
             alone.append(finding)
-    matters = bool(alone) or sum(finding.cost for finding in together) >= effect_min
+    matters = bool(alone) or important or sum(finding.cost for finding in together) >= effect_min
     found = passing(findings, alpha, Limits(effect_min=effect_min))
     expected = alone + together if matters else []
     assert sorted(map(repr, found)) == sorted(map(repr, expected))
-    assert [finding.cost for finding in found] == sorted((finding.cost for finding in found), reverse=True)
+    groups: list[list[Kind]] = [["error", "calibration", "outcome"], ["feature"], ["prediction"]]
+    costs = [[-finding.cost for finding in expected if finding.kind in group] for group in groups]
+    assert [-finding.cost for finding in found] == [cost for group in costs for cost in sorted(group)]
+    assert [[finding.kind in group for group in groups].index(True) for finding in found] == [
+        at for at, group in enumerate(costs) for _ in group
+    ]
+
+
+def test_causes_come_before_what_follows_from_them() -> None:
+    """What outcomes tell, then features, then predictions, however much each may cost."""
+    findings = [
+        one("prediction", "prediction", effect=0.9),
+        one("minor", "feature", effect=0.5, importance=0.3),
+        one("major", "feature", effect=0.5, importance=0.7),
+        one("outcome", "outcome", effect=-0.3),
+        one("error", "error", effect=0.25),
+        one("calibration", "calibration", effect=0.4),
+    ]
+    expected = ["calibration", "outcome", "error", "major", "minor", "prediction"]
+    assert [finding.name for finding in passing(findings, 0.05, LIMITS)] == expected
+    assert [finding.name for finding in passing(findings[::-1], 0.05, LIMITS)] == expected
 
 
 @few
@@ -182,15 +206,53 @@ def test_a_larger_budget_never_hides_a_finding(findings: list[Finding], alphas: 
     ],
 )
 def test_a_finding_alone(finding: Finding, passes: bool) -> None:
-    """It must be seldom, and matter: an effect of 0.2, of a feature times its importance; an error must rise."""
+    """It must be seldom, and matter: an effect of 0.2, of a feature with half of the importance of an average one (here
+    there is no other) or times its importance; an error must rise.
+    """
     assert passing([finding], 0.05, LIMITS) == ([finding] if passes else [])
 
 
 def test_features_matter_together() -> None:
-    """Five of a fifth each, that have moved by 0.25: none would be an alarm alone."""
-    findings = [one(f"f{i}", "feature", effect=0.25, importance=0.2) for i in range(5)]
-    assert passing(findings, 0.05, LIMITS) == findings
-    assert passing(findings[:3], 0.05, LIMITS) == []
+    """Ten of twenty, that the model hardly uses, have moved by 0.9: none would be an alarm alone, nor nine of them."""
+    rest = [one(f"rest{i}", "feature", p=1.0, effect=0.0, importance=0.076) for i in range(10)]
+    findings = [one(f"f{i}", "feature", effect=0.9, importance=0.024) for i in range(10)]
+    still = msgspec.structs.replace(findings[0], p=1.0)
+    assert passing([*findings, *rest], 0.05, LIMITS) == findings
+    assert passing([*findings[1:], still, *rest], 0.05, LIMITS) == []
+    for finding in findings:
+        assert passing([finding, *[still] * 9, *rest], 0.05, LIMITS) == []
+
+
+@pytest.mark.parametrize(
+    ("effect", "importance", "passes"),
+    [
+        (0.25, 0.2, True),  # its cost is 0.05
+        (0.2, 0.1, True),
+        (-0.2, 0.1, True),
+        (0.19, 0.1, False),
+        (0.2, 0.099, False),
+        (0.9, 0.099, False),
+        (1.0, 0.0, False),
+        (0.19, 0.9, False),
+    ],
+)
+def test_a_feature_that_the_model_uses_matters_alone(effect: float, importance: float, passes: bool) -> None:
+    """One of five: by its effect, where it has half of an average feature's importance (a tenth); one that the model hardly
+    uses is no alarm, however far it has moved.
+    """
+    moved = one("moved", "feature", effect=effect, importance=importance)
+    rest = [one(f"f{i}", "feature", p=1.0, effect=0.0, importance=(1 - importance) / 4) for i in range(4)]
+    assert passing([moved, *rest], 0.05, LIMITS) == ([moved] if passes else [])
+
+
+def test_an_unimportant_feature_is_told_beside_what_matters() -> None:
+    """It may be the cause; a prediction that has moved by less than matters is not."""
+    minor = one("minor", "feature", effect=0.9, importance=0.05)
+    rest = [one(f"f{i}", "feature", p=1.0, effect=0.0, importance=0.19) for i in range(4)]
+    major, little = one("major", "feature", effect=0.2, importance=0.19), one(effect=0.1)
+    assert passing([minor, *rest, major, little], 0.05, LIMITS) == [minor, major]
+    assert passing([minor, *rest, one("error", "error"), little], 0.05, LIMITS) == [one("error", "error"), minor]
+    assert passing([minor, *rest, little], 0.05, LIMITS) == []
 
 
 def test_an_important_feature_has_more_of_the_budget() -> None:
@@ -216,9 +278,58 @@ def test_the_life_of_an_alarm() -> None:
     for number, passed in enumerate([[], [one("a")], [one("b")], [], [one("c")], [], [], []]):
         watch, change = look(watch, number, number * HOUR_MS, passed, LIMITS)
         changes.append(change)
-    assert changes[:6] == [None, Change("alarm_raised", Alarm("alarm-1", 1, HOUR_MS, [one("a")])), None, None, None, None]
-    assert changes[6:] == [Change("alarm_cleared", Alarm("alarm-1", 1, HOUR_MS, [one("c")]), "back to normal"), None]
+    first, last = (Alarm("alarm-1", 1, HOUR_MS, [one(name)], ["prediction"]) for name in "ac")
+    assert changes[:6] == [None, Change("alarm_raised", first), None, None, None, None]
+    assert changes[6:] == [Change("alarm_cleared", last, "back to normal"), None]
     assert watch == Watch(None, 0, HOUR_MS)
+
+
+def lived(*passed: list[Finding]) -> list[Change | None]:
+    """What became of an alarm at looks an hour apart."""
+    watch, changes = Watch(), []
+    for number, found in enumerate(passed):
+        watch, change = look(watch, number, number * HOUR_MS, found, LIMITS)
+        changes.append(change)
+    return changes
+
+
+@pytest.mark.parametrize("kind", ["error", "calibration", "outcome"])
+def test_an_alarm_worsens_once_when_outcomes_confirm_it(kind: Kind) -> None:
+    """What was only a shift of requests and answers; any later finding of outcomes is no news, nor is one after a look at
+    which nothing passed.
+    """
+    told, again = one(kind, kind), [one(other, other) for other in TOLD]
+    changes = lived([one("f", "feature")], [one()], [told, one()], [told], again, [], again)
+    assert [change and change.name for change in changes] == ["alarm_raised", None, "alarm_worsened", *[None] * 4]
+    worse = Alarm("alarm-0", 0, 0, [told, one()], ["feature", "prediction", kind])
+    assert changes[2] == Change("alarm_worsened", worse)
+
+
+@pytest.mark.parametrize("kind", ["error", "calibration", "outcome"])
+def test_an_alarm_that_outcomes_have_raised_does_not_worsen(kind: Kind) -> None:
+    """Whatever joins it."""
+    changes = lived([one(kind, kind), one()], [one()], [one(other, other) for other in TOLD], [one("f", "feature")])
+    assert [change and change.name for change in changes] == ["alarm_raised", None, None, None]
+
+
+def test_requests_and_answers_do_not_worsen_an_alarm() -> None:
+    """Only outcomes do, as those of the next alarm may again."""
+    changes = lived(
+        [one()], [one("f", "feature"), one()], [one("error", "error")], [], [], *[[]] * 24, [one()], [one("error", "error")]
+    )
+    names = [change.name for change in changes if change]
+    assert names == ["alarm_raised", "alarm_worsened", "alarm_cleared", "alarm_raised", "alarm_worsened"]
+    assert changes[1] is None
+
+
+def test_an_alarm_that_clears_does_not_worsen() -> None:
+    """Who has acknowledged it, or has let it be for so long, is told that it has cleared, of all kinds there were."""
+    watch, _ = look(Watch(), 0, 0, [one()], LIMITS)
+    for at_ms, acknowledged in ((HOUR_MS, ["alarm-0"]), (LIMITS.known_ms, [])):
+        after, change = look(watch, 1, at_ms, [one("error", "error")], LIMITS, acknowledged)
+        assert change is not None
+        assert (change.name, change.alarm.kinds) == ("alarm_cleared", ["prediction", "error"])
+        assert after.alarm is None
 
 
 @pytest.mark.parametrize(("hours", "raised"), [(3, False), (23, False), (24, True), (100, True)])
@@ -258,11 +369,11 @@ def test_what_nobody_acknowledges_is_the_new_normal_in_the_end() -> None:
     assert late.accept
     assert late.why.startswith("taken as the new normal")
     assert after.alarm is None
-    assert back == Change("alarm_cleared", Alarm("alarm-0", 0, HOUR_MS, [one()]), "back to normal")
+    assert back == Change("alarm_cleared", Alarm("alarm-0", 0, HOUR_MS, [one()], ["prediction"]), "back to normal")
 
 
 def test_an_alarm_is_one_line() -> None:
-    """The three that may cost most, and how many there are besides."""
+    """The first three, and how many there are besides."""
     names = ["a", "b", "c", "d", "e"]
     assert Alarm("id", 0, 0, [one(name) for name in names]).text == "a moved; b moved; c moved, and 2 more"
     assert Alarm("id", 0, 0, [one("a")]).text == "a moved"
@@ -321,7 +432,7 @@ class AlarmMachine(RuleBasedStateMachine):
     def time_passes(self, by: int) -> None:
         self.now += by * HOUR_MS
 
-    @rule(passed=st.lists(st.builds(one, name=st.sampled_from("abc"), effect=st.floats(0.2, 1)), max_size=3))
+    @rule(passed=st.lists(st.builds(one, name=st.sampled_from("abc"), kind=kinds, effect=st.floats(0.2, 1)), max_size=3))
     def look(self, passed: list[Finding]) -> None:
         up = self.watch.alarm
         self.quiet = 0 if passed or up is None else self.quiet + 1
@@ -349,7 +460,7 @@ class AlarmMachine(RuleBasedStateMachine):
 
     @invariant()
     def an_alarm_is_raised_and_cleared_in_turn(self) -> None:
-        changes = [step.change for step in self.steps if step.change]
+        changes = [step.change for step in self.steps if step.change and step.change.name != "alarm_worsened"]
         assert [change.name for change in changes] == (["alarm_raised", "alarm_cleared"] * len(changes))[: len(changes)]
         assert [change.alarm.id for change in changes[1::2]] == [change.alarm.id for change in changes[:-1:2]]
         assert (self.watch.alarm is not None) == bool(len(changes) % 2)
@@ -359,6 +470,18 @@ class AlarmMachine(RuleBasedStateMachine):
         raised = [step.at_ms for step in self.steps if step.change and step.change.name == "alarm_raised"]
         assert all(later - earlier >= self.limits.cooldown_ms for earlier, later in pairwise(raised))
         assert self.watch.raised_at == (raised[-1] if raised else None)
+
+    @invariant()
+    def an_alarm_worsens_with_the_first_that_outcomes_tell(self) -> None:
+        """Once, unless outcomes have raised it; it keeps all kinds that it ever had."""
+        if self.watch.alarm is None:
+            return
+        lived = self.steps[self.watch.alarm.look :]
+        told = [any(finding.kind in TOLD for finding in step.passed) for step in lived]
+        first = told.index(True) if True in told else 0
+        worse = [step.change is not None and step.change.name == "alarm_worsened" for step in lived]
+        assert [i for i, is_worse in enumerate(worse) if is_worse] == ([first] if first else [])
+        assert self.watch.alarm.kinds == list(dict.fromkeys(one.kind for step in lived for one in step.passed))
 
     @invariant()
     def no_alarm_is_kept_that_should_have_cleared(self) -> None:

@@ -269,11 +269,11 @@ def test_counts_of_a_category_are_kept_by_block() -> None:
 
 @pytest.mark.parametrize(
     ("days", "width_days"),
-    [(100, 1), (20, 1), (5, 0.25), (1, 0.05), (1000, 5), (200, 1), (3650, 18.25)],
+    [(100, 1), (20, 1), (14, 1), (13, 13 / 14), (5, 5 / 14), (1, 1 / 14), (1000, 5), (200, 1), (3650, 18.25)],
 )
 def test_a_block_is_a_day_unless_that_makes_too_few_or_too_many(days: int, width_days: float) -> None:
-    """Twenty at least, 200 at most."""
-    assert block_width(np.array([0, days * DAY_MS - 1]) + 1_700_000_000_000) == width_days * DAY_MS
+    """Fourteen at least, 200 at most; a width is whole milliseconds."""
+    assert block_width(np.array([0, days * DAY_MS - 1]) + 1_700_000_000_000) == int(width_days * DAY_MS)
 
 
 def test_without_time_there_is_no_width() -> None:
@@ -286,7 +286,7 @@ def test_without_time_there_is_no_width() -> None:
 @few
 @given(span=st.integers(2, 10**12), block_ms=st.integers(1, 10**11), began=st.integers(-(10**12), 10**13))
 def test_there_are_enough_blocks_and_not_too_many(span: int, block_ms: int, began: int) -> None:
-    """If each has a row: 20 to 200, or one a millisecond where there are fewer of them."""
+    """If each has a row: 14 to 200, or one a millisecond where there are fewer of them."""
     width = block_width(np.array([began + span - 1, began]), block_ms)
     assert min(BLOCKS_MIN, span) <= -(-span // width) <= BLOCKS_MAX
 
@@ -381,7 +381,9 @@ def test_answers_are_counted_as_classes_or_as_numbers(task: Task, names: list[st
 
 
 def a_reference(task: Task, rows: int = 60, blocks: int = 6, seed: int = 0) -> tuple[Reference, Values]:
-    """Of a number and a category, with their importances, and the matrix; a tenth of the rows was never predicted."""
+    """Of a number and a category, with their importances, and the matrix; a tenth of the rows was never predicted, but the
+    model that serves answers them all.
+    """
     rng = np.random.default_rng(seed)
     matrix = np.column_stack([rng.normal(size=rows), rng.integers(0, 3, rows)])
     classes: tuple[Label, ...] = {"binary": (False, True), "multiclass": (1.0, 2, "c"), "regression": ()}[task]
@@ -390,7 +392,7 @@ def a_reference(task: Task, rows: int = 60, blocks: int = 6, seed: int = 0) -> t
     predictions = rng.dirichlet(np.ones(3), rows) if task == "multiclass" else rng.random(rows)
     predictions[: rows // 10] = NAN
     numbered = np.arange(rows) * blocks // rows
-    scored = Scored(labels, predictions, numbered)
+    scored = Scored(labels, predictions, numbered, np.where(np.isnan(predictions), 0.5, predictions), numbered)
     found = reference(schema, matrix, {1: ["a", "b", "d"]}, np.array([3.0, 1.0]), numbered, DAY_MS, scored)
     return found, matrix
 
@@ -421,13 +423,86 @@ def test_outcomes_of_classes_are_called_by_their_texts(task: Task, outcomes: set
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_only_rows_that_were_predicted_tell_of_answers(task: Task) -> None:
-    """Six of 60 were not; features count them all. What was told is by block, without those that had no prediction."""
+    """Six of 60 were not; features count them all, and so does what the serving model says of them. What was told is by
+    block, without those that had no prediction.
+    """
     found, _ = a_reference(task, rows=60, blocks=10)
     counts = [np.sum(column.counts) for column in (*found.features, *found.predictions, *found.outcomes)]
-    assert counts == [60, 60, 54, 54]
+    assert counts == [60, 60, 54, 60, 54]
     assert [one.name for one in found.levels] == ["error", "calibration"]
     assert [one.rows for one in found.levels] == [[6] * 9] * 2
-    assert [len(column.counts) for column in (*found.features, *found.predictions, *found.outcomes)] == [10, 10, 9, 9]
+    assert [len(column.counts) for column in (*found.features, *found.predictions, *found.outcomes)] == [10, 10, 9, 10, 9]
+
+
+def of_answers(
+    unlearnt: Values, own: Values, blocks: Blocks | None = None, own_blocks: Blocks | None = None
+) -> list[Column]:
+    """A regression's predictions: of rows that were not learnt from, and the serving model's own."""
+    schema = Schema((Feature("x", "number"),), "y", "regression")
+    blocks = one_block(unlearnt.tolist()) if blocks is None else blocks
+    own_blocks = one_block(own.tolist()) if own_blocks is None else own_blocks
+    scored = Scored(np.zeros(len(unlearnt)), unlearnt, blocks, own, own_blocks)
+    matrix, of_rows = np.zeros((len(unlearnt), 1)), one_block(unlearnt.tolist())
+    return reference(schema, matrix, {}, np.ones(1), of_rows, scored=scored).predictions
+
+
+finite = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e100, 1e100))
+
+
+@few
+@given(
+    unlearnt=st.lists(finite, min_size=1, max_size=60),
+    own=st.lists(finite, max_size=60),
+    blocks=st.integers(1, 5),
+    own_blocks=st.integers(1, 5),
+)
+def test_both_references_of_answers_have_the_same_bins(
+    unlearnt: list[float], own: list[float], blocks: int, own_blocks: int
+) -> None:
+    """Those of the rows that were not learnt from, ten at most and what is missing; each has the counts of its own rows, by
+    its own blocks, and a column finds the same of a window as the other.
+    """
+    answered = [np.array(unlearnt), np.array(own)]
+    numbered = [np.arange(len(unlearnt)) % blocks, np.arange(len(own)) % own_blocks]
+    with np.errstate(over="ignore"):
+        first, second = of_answers(*answered, *numbered)
+    assert (first.name, first.edges, first.labels()) == (second.name, second.edges, second.labels())
+    assert first.bins <= 11
+    for column, values, blocked in zip((first, second), answered, numbered, strict=True):
+        found = [column.count(values[blocked == i]).tolist() for i in range(int(blocked.max(initial=0)) + 1)]
+        assert column.counts == found
+
+
+def test_what_lies_beyond_the_references_answers_falls_in_the_end_bins() -> None:
+    """Its ends are open, a tenth of the answers lies in each bin: another model than the folds' serves, whose answers go
+    further, and these are as ordinary as the furthest that were seen.
+    """
+    unlearnt = np.random.default_rng(0).permutation(np.arange(200.0))
+    first, second = of_answers(unlearnt, np.array([-50.0, -1e300, 500.0, 1e300, 1e9]))
+    assert first.counts == [[20] * 10 + [0]]
+    assert second.counts == [[2, *[0] * 8, 3, 0]]
+    for column in (first, second):
+        assert column.bin_of(np.array([-math.inf, -1.0, 0.0, 199.0, 200.0, math.inf])).tolist() == [0, 0, 0, 9, 9, 9]
+
+
+def test_outcomes_have_ends() -> None:
+    """Unlike answers: an outcome beyond those that were learnt has a bin that had none."""
+    outcomes = a_reference("regression")[0].outcomes[0]
+    assert outcomes.count(np.array([-1e9, 1e9])).tolist() == [1, *[0] * (outcomes.bins - 3), 1, 0]
+    assert [block[0] + block[-2] for block in outcomes.counts] == [0] * len(outcomes.counts)
+
+
+@pytest.mark.parametrize("own", ["yes", "no"])
+def test_a_class_that_only_the_serving_model_chooses_is_unseen(own: str) -> None:
+    """Of classes, too, both references have the bins of the rows that were not learnt from."""
+    schema = Schema((Feature("x", "number"),), "y", "multiclass", ("no", "yes", "may"))
+    chances = np.tile([[0.2, 0.5, 0.3]], (4, 1))
+    served = np.eye(3)[[schema.classes.index(own)] * 6]
+    scored = Scored(np.zeros(4), chances, one_block([0] * 4), served, one_block([0] * 6))
+    first, second = reference(schema, np.zeros((4, 1)), {}, np.ones(1), one_block([0] * 4), scored=scored).predictions
+    assert first.labels() == second.labels() == ["yes", "(others)", "(unseen)", "(missing)"]
+    assert first.counts == [[4, 0, 0, 0]]
+    assert second.counts == ([[6, 0, 0, 0]] if own == "yes" else [[0, 0, 6, 0]])
 
 
 def test_importances_are_shares() -> None:
@@ -447,21 +522,24 @@ def test_one_block_is_none() -> None:
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_where_nothing_was_predicted_there_is_nothing_to_tell(task: Task) -> None:
-    """The reference is made all the same, with empty columns."""
+    """The reference is made all the same, with empty columns, whether or not the serving model has said anything."""
     schema = Schema(
         (Feature("x", "number"),), "y", task, () if task == "regression" else (0, 1, 2)[: 2 + (task != "binary")]
     )
     predictions = np.full((4, 3), NAN) if task == "multiclass" else np.full(4, NAN)
-    scored = Scored(np.zeros(4), predictions, one_block([0] * 4))
-    found = reference(schema, np.zeros((4, 1)), {}, np.ones(1), one_block([0] * 4), scored=scored)
-    assert np.sum(found.predictions[0].counts) == np.sum(found.outcomes[0].counts) == 0
-    assert [one.rows for one in found.levels] == [[], []]
+    for rows in (0, 4):
+        own = np.zeros_like(predictions)[:rows]
+        scored = Scored(np.zeros(4), predictions, one_block([0] * 4), own, one_block([0] * rows))
+        found = reference(schema, np.zeros((4, 1)), {}, np.ones(1), one_block([0] * 4), scored=scored)
+        assert np.sum(found.predictions[0].counts) == np.sum(found.outcomes[0].counts) == 0
+        assert np.sum(found.predictions[1].counts) == rows
+        assert [one.rows for one in found.levels] == [[], []]
 
 
 def test_one_absurd_outcome_does_not_make_a_reference_unreadable() -> None:
     """A target of 1e80 has an error of 1e160, whose square no float holds."""
     schema = Schema((Feature("x", "number"),), "y", "regression")
-    scored = Scored(np.array([0.0, 1.0, 1e80]), np.zeros(3), one_block([0] * 3))
+    scored = Scored(np.array([0.0, 1.0, 1e80]), np.zeros(3), one_block([0] * 3), np.zeros(3), one_block([0] * 3))
     with np.errstate(over="ignore"):
         found = reference(schema, np.zeros((3, 1)), {}, np.ones(1), one_block([0] * 3), scored=scored)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Reference) == found

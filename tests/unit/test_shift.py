@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial import distance
 
+from tidemill.core import shift
 from tidemill.core.reference import Blocks, Column, Counts, Level, Values, category_column, level, number_column
 from tidemill.core.shift import (
     FLOOR,
@@ -271,6 +272,13 @@ def test_a_window_without_a_known_number_has_no_distribution_function() -> None:
 # -- nulls
 
 
+@pytest.fixture
+def quick_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 draws and not 2,000: near enough at 0.05, and much quicker where blocks are drawn."""
+    monkeypatch.setattr(shift, "DRAWS", 200)
+
+
+@pytest.mark.usefixtures("quick_nulls")
 @pytest.mark.parametrize("rows", [50, 5000])
 @pytest.mark.parametrize("shares", [[0.5, 0.5], [0.97, 0.01, 0.01, 0.01], [0.05] * 20], ids=["two", "skew", "twenty"])
 def test_p_is_uniform_where_rows_are_independent(rows: int, shares: list[float]) -> None:
@@ -307,6 +315,7 @@ def test_what_the_reference_never_held_does_not_make_ordinary_windows_rare(rows:
     assert np.mean(np.array(found) <= 0.005) < 0.015
 
 
+@pytest.mark.usefixtures("quick_nulls")
 @pytest.mark.parametrize(("rows", "blocks"), [(50, 50), (500, 50), (2000, 20)])
 def test_p_knows_that_rows_of_a_block_are_alike(rows: int, blocks: int) -> None:
     """Blocks of 100 rows whose means differ as much as rows do; windows of half a block up to the reference's size.
@@ -319,6 +328,7 @@ def test_p_knows_that_rows_of_a_block_are_alike(rows: int, blocks: int) -> None:
     assert np.mean(shift_ps(series, False, rows, 1, blocks, references=5) <= 0.05) > 0.5
 
 
+@pytest.mark.usefixtures("quick_nulls")
 def test_blocks_that_have_nothing_in_common_cost_nothing() -> None:
     """p stays uniform: where rows are independent, that they were kept by block changes little."""
     found = shift_ps(Series(0.0, 100), True, 500, 2)
@@ -326,6 +336,7 @@ def test_blocks_that_have_nothing_in_common_cost_nothing() -> None:
     assert 0.35 < np.mean(found <= 0.5) < 0.65
 
 
+@pytest.mark.usefixtures("quick_nulls")
 def test_blocks_may_be_of_uneven_size() -> None:
     """From a third of the usual size to three times it; the same tolerance, for the same reason."""
     assert 0.01 < np.mean(shift_ps(Series(1.0, 100, uneven=1.0), True, 500, 1) <= 0.05) < 0.1
@@ -340,6 +351,7 @@ TRAFFIC = [
 ]
 
 
+@pytest.mark.usefixtures("quick_nulls")
 @pytest.mark.parametrize(
     ("learnt", "served", "blocks"),
     TRAFFIC,
@@ -371,6 +383,22 @@ def test_p_falls_with_the_distance(mean: float, freedom: float, blocks: int, squ
     assert found == sorted(found, reverse=True)
     assert all(0 <= p <= 1 for p in found)
     assert Null(mean, freedom, blocks).p(0.0) == 1.0
+
+
+def test_what_is_one_in_ten_thousand_is_so_by_any_draws() -> None:
+    """Forty nulls of one column, each by its own seed: where their median has a p of 0.0001, none has four times as much, or
+    a quarter of it. With 200 draws one has six times as much.
+    """
+    column = number_column("x", *Series(1.0, 20).blocks(np.random.default_rng(0), 30))
+    nulls = [null_of(column, 100, 5, seed) for seed in range(40)]
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        seldom = np.median([null.p(middle) for null in nulls]) < 1e-4
+        low, high = (low, middle) if seldom else (middle, high)
+    found = [null.p(low) for null in nulls]
+    assert min(found) > 1e-4 / 4
+    assert max(found) < 4e-4
 
 
 @pytest.mark.parametrize("blocks", [0, 5])
@@ -412,10 +440,14 @@ def test_one_block_says_nothing_of_how_blocks_differ() -> None:
     seed=st.integers(0, 2**32),
 )
 def test_any_blocks_have_a_null(sizes: list[int], rows: int, blocks: float, seed: int) -> None:
-    """Also where some are empty or there are few rows: its p is one, and its degrees of freedom are positive."""
+    """Also where some are empty or there are few rows: its p is one, and its degrees of freedom are positive. Of 200 draws,
+    to be quick.
+    """
     values = np.random.default_rng(seed).normal(size=sum(sizes))
     column = number_column("x", values, np.repeat(np.arange(len(sizes)), sizes))
-    null = null_of(column, rows, blocks, seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shift, "DRAWS", 200)
+        null = null_of(column, rows, blocks, seed)
     assert null.mean >= 0
     assert null.freedom > 0
     assert 0 <= null.p(0.5) <= 1

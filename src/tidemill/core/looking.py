@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tidemill.core.alarms import Finding, Kind
 from tidemill.core.reference import Column, Counts, Level, Reference
@@ -16,8 +17,8 @@ from tidemill.core.shift import Moved, Null, Shift, is_unheard_of, jensen_shanno
 
 ROWS_STEP = 1.1
 """Nulls are kept for windows of about the same size."""
-LABELLED_MIN = 50
-"""Outcomes in a window before they are compared."""
+LABELLED_MIN = 200
+"""Outcomes in a window before they are compared: the mean of 50 errors is far from normal."""
 
 
 class Tally(Struct, frozen=True):
@@ -115,8 +116,12 @@ class Comparer:
             for column, importance, counts in pairs
         ]
         if found.predictions and reference.predictions:
-            column = reference.predictions[0]
-            findings.append(self._counted(column, "prediction", 1.0, found.predictions, found, known, effect_min))
+            held = [
+                self._counted(column, "prediction", 1.0, found.predictions, found, known, effect_min, f"{number}")
+                for number, column in enumerate(reference.predictions)
+            ]
+            nearest = min(held, key=lambda one: one.effect)
+            findings.append(replace(nearest, p=max(one.p for one in held), known=any(one.known for one in held)))
         return findings
 
     def told(self, found: Tally, known: Known, effect_min: float) -> list[Finding]:
@@ -156,9 +161,10 @@ class Comparer:
         of: Tally,
         known: Known,
         effect_min: float,
+        of_several: str = "",
     ) -> Finding:
         counts = np.array(counted, dtype=np.int64)
-        null = self._null(kind, column, int(counts.sum()), self._blocks(of), is_unheard_of(column, counts))
+        null = self._null(kind + of_several, column, int(counts.sum()), self._blocks(of), is_unheard_of(column, counts))
         shift = measure(column, counts, null)
         accepted = known.counts.get(f"{kind}:{column.name}")
         near = accepted is not None and _apart(null, np.array(accepted), counts) <= effect_min
@@ -184,7 +190,7 @@ class Comparer:
         sizes = np.sum(reference.features[0].counts, axis=1)
         return max(1.0, of.rows / float(sizes.mean()))
 
-    def _null(self, kind: Kind, column: Column, rows: int, blocks: float, unheard: bool) -> Null:
+    def _null(self, kind: str, column: Column, rows: int, blocks: float, unheard: bool) -> Null:
         """Of a window with a few rows less, and as many blocks at most: it varies as much or more."""
         step = int(np.log(max(rows, 1)) / np.log(ROWS_STEP))
         key = f"{kind}:{column.name}", step, int(blocks), unheard

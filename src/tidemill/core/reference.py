@@ -29,9 +29,13 @@ ATOM = 0.05
 CATEGORIES = 40
 """The most frequent ones; the rest share a bin."""
 BLOCKS_MAX = 200
-BLOCKS_MIN = 20
+BLOCKS_MIN = 14
 """With fewer their spread says little of how ordinary stretches differ: blocks are made shorter."""
+ANSWER_BINS = 10
+"""Of predictions, open at both ends: another model than that of the training's folds serves, and its answers go further."""
 DAY_MS = 86_400_000
+FARTHEST = 1e300
+"""A cut between two predictions is a number, how far they may lie apart."""
 LARGEST = 1e70
 """Of a residual; its fourth power, added up, is still a number."""
 
@@ -122,11 +126,15 @@ class Reference(Struct, frozen=True):
 
 
 class Scored(NamedTuple):
-    """Labels, and predictions of a model that had not learnt from the rows, NaN where there is none; the rows' blocks."""
+    """Labels, and predictions of models that had not learnt from the rows, NaN where there is none; the rows' blocks. And
+    what the model that serves says of rows that it has learnt from (``own``), with their blocks.
+    """
 
     labels: Values
     predictions: Values
     blocks: Blocks
+    own: Values
+    own_blocks: Blocks
 
 
 class Answers(NamedTuple):
@@ -184,12 +192,27 @@ def reference(
     return Reference(
         features,
         shares.tolist(),
-        [answer_column(schema.task, "prediction", said(schema.task, predictions), texts, blocks)],
+        _said_columns(
+            schema.task, texts, (said(schema.task, predictions), blocks), (said(schema.task, scored.own), scored.own_blocks)
+        ),
         [answer_column("multiclass" if texts else "regression", "outcome", labels, texts, blocks)],
         [level("error", told.errors, blocks), level("calibration", told.residuals, blocks)],
         blocked,
         block_ms,
     )
+
+
+def _said_columns(
+    task: Task, texts: Sequence[str], unlearnt: tuple[Values, Blocks], own: tuple[Values, Blocks]
+) -> list[Column]:
+    """Of rows that were not learnt from, and of the serving model's own, in the same bins: what is served lies between."""
+    if task == "multiclass":
+        first = category_column("prediction", texts, *unlearnt)
+    else:
+        known = np.clip(unlearnt[0], -FARTHEST, FARTHEST)
+        cuts = np.quantile(known, np.arange(1, ANSWER_BINS) / ANSWER_BINS) if len(known) else known
+        first = _counted(Column("prediction", [], edges=np.unique(cuts).tolist()), *unlearnt)
+    return [first, _counted(replace(first, counts=[]), *own)]
 
 
 def answer_column(task: Task, name: str, values: Values, texts: Sequence[str], blocks: Blocks) -> Column:

@@ -92,6 +92,10 @@ DRIFT_ROWS_MIN = 200
 """On either side, before a feature is left out: with fewer a feature that has not changed scores 0.2 and more."""
 
 
+OWN_ROWS = 50_000
+"""Of a model's training set at most so many are answered for its reference, evenly spaced."""
+
+
 class Blocking(NamedTuple):
     """What keeps rows together: a feature's value, or so much time."""
 
@@ -146,23 +150,36 @@ def without_drifting(
 
 
 def refer(
-    prepared: Prepared, importances: NDArray[np.float64], searched: Prepared, found: OutOfFold, block: Blocking
+    model: Model,
+    prepared: Prepared,
+    importances: NDArray[np.float64],
+    searched: Prepared,
+    found: OutOfFold,
+    block: Blocking,
 ) -> Reference:
-    """What the monitor holds the served rows against: the rows that the model learnt from, and what was said of those of the
-    search by models that had not.
+    """What the monitor holds the served rows against: those that the model learnt from, what it says of them, and what was
+    said of those of the search by models that had not learnt from them.
     """
     encoder = prepared.encoder
     texts: list[list[str]] = [encoder.categories.get(feature.name, []) for feature in encoder.schema.features]
     texts += [["*".join(joint) for joint in cross] for cross in encoder.crosses]
     width = 0 if block.feature else block_width(prepared.times_ms, block.width_ms)
+    blocks = _blocks(prepared, block.feature, width)
+    step = -(-len(blocks) // OWN_ROWS) or 1
     return reference(
         encoder.schema,
         prepared.samples.matrix,
         {i: texts[i] for i in encoder.categorical},
         importances,
-        _blocks(prepared, block.feature, width),
+        blocks,
         width,
-        Scored(found.labels, found.predictions, _blocks(searched, block.feature, width)),
+        Scored(
+            found.labels,
+            found.predictions,
+            _blocks(searched, block.feature, width),
+            model.predict(prepared.samples.matrix[::step]),
+            blocks[::step],
+        ),
     )
 
 

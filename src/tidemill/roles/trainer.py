@@ -269,7 +269,7 @@ class Trainer:
         drift = self.settings.drift
         importances = self.store.learner(found.best.learner).importances(model.model.to_bytes())
         block = Blocking(drift.block, round(drift.block_hours * 3_600_000))
-        return refer(learnt_from, importances, searched, found.out_of_fold, block)
+        return refer(model.model, learnt_from, importances, searched, found.out_of_fold, block)
 
     def _write(self, command: Retrain, found: Found, model: Fitted, reference: Reference) -> ModelVersion:
         """The bundle, tried before anybody hears of it."""

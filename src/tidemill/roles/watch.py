@@ -233,11 +233,11 @@ class Watcher:
         return {str(entry.evidence.get("alarm")) for entry in journal if entry.kind == "acknowledgement"}
 
     def _ask(self, found: Look, observed: int) -> None:
-        """A retraining, or the advice of one, for an alarm that is up: once when it comes up, again after each cooldown."""
+        """A retraining, or the advice of one, for an alarm: when it comes up or worsens, and after each cooldown."""
         alarm, at = found.state.alarm, found.tally.ended_at
         if alarm is None:
             return
-        fresh = found.change is not None and found.change.name == "alarm_raised"
+        fresh = found.change is not None and found.change.name != "alarm_cleared"
         if not fresh and found.asked_at is not None and at - found.asked_at < _ms(self._retrain.cooldown_hours):
             return
         reason = "drop" if any(finding.kind in ("error", "calibration") for finding in alarm.findings) else "drift"
