@@ -139,7 +139,10 @@ class Wiring:
         from tidemill.roles.trainer import Trainer
 
         settings, schema = self.settings, self.configuration.schema
-        tune = settings.tune
+        tune, block = settings.tune, settings.drift.block
+        if block and block not in schema.columns:
+            where = self.configuration.origins["drift.block"]
+            raise ConfigError(f"drift.block ({where}): there is no feature {block!r}; valid are {', '.join(schema.columns)}")
         search = Search(
             {name: LEARNERS.find(name) for name in tune.learners},
             PROPOSERS.find(tune.proposer),

@@ -138,16 +138,25 @@ class World:
         if command is not None and command.id not in {one.id for one in self.asked}:
             self.asked.append(command)
 
-    def serve(self, days: range, seed: int = 1, flip: bool = False, told: bool = True, **change: Any) -> None:
+    def serve(
+        self,
+        days: range,
+        seed: int = 1,
+        flip: bool = False,
+        told: bool = True,
+        watched: bool = True,
+        moved: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda times: times,
+        **change: Any,
+    ) -> None:
         """Serve and label days of requests, a look each; outcomes come at once. ``change``: column=function of a value."""
         for day in days:
             columns, labels, times = people(range(day, day + 1), seed)
             for name, function in change.items():
                 columns[name] = [function(value) for value in columns[name]]
             self.clock.advance(max(0.0, (START + (day + 1) * DAY - self.clock.now_ms()) / 1000))
-            self._record(columns, 1 - labels if flip else labels, times, told)
+            self._record(columns, 1 - labels if flip else labels, moved(times), told)
             self.before_watch()
-            while self.watch.turn(self.observed):
+            while watched and self.watch.turn(self.observed):
                 pass
 
     def _record(
@@ -257,6 +266,31 @@ def test_a_label_that_flips_is_a_drop(world: World) -> None:
     assert raised["findings"][0]["name"] == "error"
     assert not {"heat", "place", "noise", "prediction"} & {one["name"] for one in raised["findings"]}
     assert {one.reason for one in world.asked} == {"drop"}
+
+
+def test_what_was_recorded_before_the_watch_began_is_judged_the_same(world: World) -> None:
+    """A monitor that is behind tells outcomes before it looks further: labels that flipped meanwhile are a drop."""
+    retrain = RetrainSettings(drift="off", drop="auto")
+    world.start(retrain)
+    world.serve(range(8), watched=False)
+    world.serve(range(8, 16), flip=True, watched=False)
+    while world.watch.turn(world.observed):
+        pass
+    assert len(world.looks()) < 16
+    assert [one["findings"][0]["name"] for one in world.events("alarm_raised")] == ["error"]
+    assert {one.reason for one in world.asked} == {"drop"}
+
+
+def test_a_time_from_another_century_stretches_no_window(world: World) -> None:
+    """One request of each day says that it was made in 1970, another in 5138: looks span their days, and raise nothing."""
+
+    def moved(times: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([[0, 100_000_000_000_000], times[2:]])
+
+    world.start()
+    world.serve(range(12), moved=moved)
+    assert all(one.tally.ended_at - one.tally.began_at < DAY for one in world.looks())
+    assert not world.events("alarm_raised")
 
 
 def test_an_alarm_clears_by_itself(world: World) -> None:

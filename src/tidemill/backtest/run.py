@@ -1,5 +1,6 @@
 """A backtest: one policy after another over the same stream, each in a project of its own, and which of them to choose."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -72,6 +73,8 @@ def backtest(
     measure = metric(project.settings.tune.metric, project.schema.task)
     if plan.work is not None and plan.work.exists() and (not plan.work.is_dir() or any(plan.work.iterdir())):
         raise ConfigError(f"{plan.work} is no empty folder: give --work another one")
+    if plan.work is not None and not os.access(plan.work.absolute().parent, os.W_OK):
+        raise ConfigError(f"{plan.work.absolute().parent} is no folder that can be written to: give --work another one")
     with TemporaryDirectory(prefix="tidemill-backtest-", dir=plan.work and plan.work.parent) as temporary:
         bench = _Bench(project, stream, plan, Path(temporary), measure, tell)
         done = [bench.run(number, policy, retrain[policy.name]) for number, policy in enumerate(plan.policies, 1)]

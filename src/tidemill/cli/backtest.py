@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 2.0
 """What is over sooner needs no progress."""
+DELAY_MAX = 3_153_600_000
+"""Seconds: a hundred years."""
 LINE_SECONDS = 30.0
 """Between two lines of progress where the error stream is no terminal."""
 MANY_TRAININGS = 50
@@ -35,7 +37,7 @@ def declare(commands: Commands) -> None:
     parser.add_argument(
         "--outcome-time", default="", metavar="COLUMN", help="with --data: the column that says when outcomes were known"
     )
-    delay = number(float, 0)
+    delay = number(float, 0, DELAY_MAX)
     parser.add_argument("--delay", type=delay, metavar="SECONDS", help="with --data: they were known so long after")
     parser.add_argument("--rows", type=number(int, 1), metavar="N", help="requests to play at most")
     parser.add_argument(
@@ -47,12 +49,12 @@ def declare(commands: Commands) -> None:
     trials_help = "of each retraining (%(default)s: the best parameters known, with new rounds); 0: tune.trials"
     parser.add_argument("--trials", type=number(int, 0), default=1, metavar="N", help=trials_help)
     seconds_help = "what a training takes of the stream's time (%(default)g: new versions serve at once)"
-    seconds = number(float, 0)
+    seconds = number(float, 0, DELAY_MAX)
     parser.add_argument("--training-seconds", type=seconds, default=0.0, metavar="S", help=seconds_help)
     step_help = "events that are let through together at most; 0: 10,000"
     parser.add_argument("--step", type=number(int, 0), default=0, metavar="N", help=step_help)
     block_help = "hours of a block that is resampled, and of a window; 0: by the length of the stream"
-    parser.add_argument("--block-hours", type=number(float, 0), default=0.0, metavar="N", help=block_help)
+    parser.add_argument("--block-hours", type=number(float, 0, DELAY_MAX), default=0.0, metavar="N", help=block_help)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with quality over time")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep each policy's project in this new folder")
     form = parser.add_mutually_exclusive_group()
@@ -142,6 +144,8 @@ def _check_output(html: Path | None) -> None:
     library()
     if not html.parent.is_dir():
         raise ConfigError(f"{html.parent} is no folder")
+    if html.is_dir():
+        raise ConfigError(f"{html} is a folder: name the file that the page shall be")
 
 
 def _stream(

@@ -1,6 +1,7 @@
 """What several commands share: how they are declared, the project option, and how they end."""
 
 import argparse
+import math
 import os
 import queue
 import signal
@@ -94,7 +95,7 @@ def number(kind: type[int] | type[float], least: float, most: float = float("inf
             value = kind(text)
         except ValueError:
             value = kind(least) - 1
-        if not least <= value <= most:
+        if not least <= value <= most or not math.isfinite(value):
             wanted = "a whole number" if kind is int else "a number"
             bounds = f"from {least:g} on" if most == float("inf") else f"from {least:g} to {most:g}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted} {bounds}")

@@ -186,7 +186,8 @@ class Comparer:
         if not reference.blocked:
             return 0.0
         if reference.block_ms:
-            return max(1.0, min(_busy(of), of.ended_at - of.began_at) / reference.block_ms)
+            blocks = min(_busy(of), of.ended_at - of.began_at) / reference.block_ms
+            return max(1.0, min(blocks, float(of.rows)))
         sizes = np.sum(reference.features[0].counts, axis=1)
         return max(1.0, of.rows / float(sizes.mean()))
 

@@ -14,6 +14,9 @@ from tidemill.core.inference import nearest
 from tidemill.errors import ConfigError
 
 NEVER = "never"
+HOURS_MIN = 0.001
+MOST = 10**12
+"""Of rows or hours: what is beyond is never."""
 
 
 class Term(NamedTuple):
@@ -94,9 +97,9 @@ def _term(text: str, word: str, trigger: bool) -> tuple[str, Any]:
             raise ConfigError(f"policy {text!r}: {name} takes no number; valid are {VALID}")
         return name, ON
     value = _number(kind, number)
-    least = 0 if name == "window" else 1 if kind is int else math.ulp(0)
-    if value is None or value < least:
-        wanted = f"a whole number from {least} on" if kind is int else "a number above 0"
+    least = 0 if name == "window" else 1 if kind is int else HOURS_MIN
+    if value is None or not least <= value <= MOST:
+        wanted = f"a whole number from {least} on" if kind is int else f"a number from {least:g} on"
         raise ConfigError(f"policy {text!r}: {name}:{number or '...'} needs {wanted}; valid are {VALID}")
     return name, value
 

@@ -11,6 +11,8 @@ FIRST = "first"
 
 
 NEVER = 1 << 62
+AHEAD_MS = 3_600_000
+"""So far a service's clock may be ahead of the log's; a time beyond is taken for this."""
 
 
 def boundary(observed: int, every: int) -> int:
@@ -43,7 +45,8 @@ def periodic(
     """
     if not hours or not event_ms:
         return None
-    period, began = (int(at // (hours * 3_600_000)) for at in (event_ms, began_ms))
+    width_ms = max(1, round(hours * 3_600_000))
+    period, began = event_ms // width_ms, began_ms // width_ms
     id = f"period-{period}"
     learnt = max((command.data_version for command in sent), default=0)
     if period <= began or observed <= learnt or any(command.id == id for command in sent):

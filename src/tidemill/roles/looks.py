@@ -35,7 +35,7 @@ class Look(Struct):
     began: Positions
     requests: Positions
     predictions: Positions
-    observed: int
+    since: int
     counted: int
     delays: list[int]
     alpha: float

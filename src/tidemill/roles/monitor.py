@@ -22,7 +22,7 @@ from tidemill.clock import Clock
 from tidemill.core.joining import Counters
 from tidemill.core.metrics import Metric
 from tidemill.core.quality import WINDOW_ROWS, Quality
-from tidemill.core.retraining import boundary, due, first, periodic
+from tidemill.core.retraining import AHEAD_MS, boundary, due, first, periodic
 from tidemill.core.schema import Schema
 from tidemill.errors import Unavailable
 from tidemill.failpoints import failpoint
@@ -57,6 +57,8 @@ SLACK_MS = 3_600_000
 
 _POLL_SECONDS = 0.2  # looking for new commits costs 20 microseconds a table
 _PAUSE_SECONDS = 1.0
+
+_event_at = pl.min_horizontal("event_at", pl.col("requested_at") + AHEAD_MS)
 
 Marked = tuple[int, NDArray[np.bool_]]
 
@@ -363,7 +365,7 @@ class Monitor:
 
 def _spread(times: tuple[int, int], observed: pl.DataFrame) -> tuple[int, int]:
     """The first and the last event time, with those of new observations."""
-    low, high = (int(getattr(observed["event_at"], name)()) for name in ("min", "max"))
+    low, high = observed.select(low=_event_at.min(), high=_event_at.max()).row(0)
     return (min(times[0] or low, low), max(times[1], high))
 
 

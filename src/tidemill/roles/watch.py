@@ -28,6 +28,7 @@ from tidemill.core.metrics import Metric
 from tidemill.core.outcomes import label_numbers
 from tidemill.core.reference import answers
 from tidemill.core.representative import representative
+from tidemill.core.retraining import AHEAD_MS
 from tidemill.errors import BadRecord
 from tidemill.lake import Lake
 from tidemill.log.base import Log, Message
@@ -45,8 +46,10 @@ logger = structlog.get_logger()
 ROLE = "monitor"
 LOOK_ROWS = 20_000
 """Requests of a look at most: some 20 MB."""
-AHEAD_MS = 3_600_000
-"""A service's clock may be so far ahead."""
+LOOK_WINDOWS = 5
+"""Times ``drift.window_rows`` that a look takes where the monitor is behind; its outcomes are judged with the next one."""
+TIMES = (0.05, 0.95)
+"""A look reaches from here to there of its requests' times: one that lies in another century must not stretch it."""
 CONFIDENCE = 0.9
 """Of the interval for the expected metric."""
 MATURED_SHARE = 0.95
@@ -112,10 +115,10 @@ class Watcher:
         return self._looks[max(self._looks)] if self._looks else None
 
     def turn(self, observed: int) -> bool:
-        """One look, or the outcomes of an older one; False where there is neither."""
+        """The outcomes of an older look, which the next one judges, or else a look; False where there is neither."""
         if not self._drift.window_rows:
             return False
-        return self._look(observed) or self._mature(observed)
+        return self._mature(observed) or self._look(observed)
 
     # -- looking
 
@@ -123,7 +126,7 @@ class Watcher:
         version = self._lake.version("requests")
         if version == self._short_at:
             return False
-        rows = self._requests.read(LOOK_ROWS)
+        rows = self._requests.read(min(LOOK_ROWS, LOOK_WINDOWS * self._drift.window_rows))
         if rows is None or rows.height < self._drift.window_rows:
             self._short_at = version
             return False
@@ -138,8 +141,9 @@ class Watcher:
         self._requests.advance(rows)
         asked = mine if mine.height else rows
         # A time that lies ahead of the log's own would hold all that comes before it to be old.
-        times = np.minimum(asked["event_at"].to_numpy(), asked["time_ms"].to_numpy() + AHEAD_MS)
-        tally = Tally(mine.height, int(times.min()), int(times.max()), counts, model.counted(scores))
+        capped = np.minimum(asked["event_at"].to_numpy(), asked["time_ms"].to_numpy() + AHEAD_MS)
+        times = np.quantile(capped, TIMES, method="nearest")
+        tally = Tally(mine.height, int(times[0]), int(times[1]), counts, model.counted(scores))
         self._now_ms = max(self._now_ms, tally.ended_at)
         found = self._judged(model, tally, began, observed)
         if model.calibration is not None and len(scores):
@@ -149,6 +153,7 @@ class Watcher:
         marks = marks_of("requests", found.requests) | marks_of("predictions", found.predictions)
         write_look(self._lake, found, marks, found.bundle)
         self._looks[found.number] = found
+        self._checked = -1
         self._say(found)
         self._forget()
         return True
@@ -177,7 +182,7 @@ class Watcher:
             began,
             dict(self._requests.positions),
             dict(self._predictions.positions),
-            observed,
+            self._since(began, observed),
             self._counted,
             self._waits.counts,
             alpha,
@@ -343,24 +348,31 @@ class Watcher:
             return model.calibration
         first, last = self._looks[mine[max(0, len(mine) - CALIBRATION_WINDOWS)]], self._looks[mine[-1]]
         rows = self._lake.scan("observations").filter(
-            pl.col("number").is_between(self._observed_before(first), self._matured[mine[-1]].observed, closed="left")
+            pl.col("number").is_between(first.since, self._matured[mine[-1]].observed, closed="left")
         )
         labels, predictions, _ = self._labelled_rows(model, rows.filter(within(first.began, last.requests)))
         task = model.schema.task
         return calibrate(task, predictions[-CALIBRATION_ROWS:], labels[-CALIBRATION_ROWS:]) or model.calibration
 
     def _observations(self, of: Look) -> pl.LazyFrame:
-        """Of the look's requests; none can have been observed before it."""
-        rows = self._lake.scan("observations").filter(pl.col("number") >= self._observed_before(of))
+        """Of the look's requests."""
+        rows = self._lake.scan("observations").filter(pl.col("number") >= of.since)
         return rows.filter(within(of.began, of.requests))
 
-    def _observed_before(self, of: Look) -> int:
-        earlier = self._looks.get(of.number - 1)
-        return earlier.observed if earlier else 0
+    def _since(self, began: Positions, observed: int) -> int:
+        """The lowest number of an observation whose request comes after the positions: before, a look need not search.
+
+        Where the watch is behind, there are observations of requests that it has not looked at.
+        """
+        last = self._last
+        known = self._lake.scan("observations").filter(pl.col("number") >= (last.since if last else 0))
+        beyond = known.filter(~_passed(began)).select(pl.col("number").min())
+        lowest = self._lake.read(beyond).item()
+        return observed if lowest is None else int(lowest)
 
     def _labelled(self, open: Sequence[Look]) -> dict[int, int]:
         """How many requests of each look have an outcome."""
-        since = min(self._observed_before(one) for one in open)
+        since = min(one.since for one in open)
         places = self._lake.read(
             self._lake.scan("observations").filter(pl.col("number") >= since).select("request_partition", "request_offset")
         )
@@ -439,3 +451,11 @@ class Watcher:
 
 def _ms(hours: float) -> int:
     return round(hours * 3_600_000)
+
+
+def _passed(positions: Positions) -> pl.Expr:
+    """Rows of observations whose request lies before the positions; of other partitions none does."""
+    found = pl.lit(False)
+    for number, at in positions.items():
+        found |= (pl.col("request_partition") == number) & (pl.col("request_offset") < at)
+    return found
