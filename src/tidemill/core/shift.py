@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from tidemill.core.reference import Column, Counts, Level
 
@@ -49,6 +49,8 @@ def chi_squared(reference: Counts, window: Counts) -> tuple[float, float]:
     table = table[:, table.sum(axis=0) > 0]
     if table.shape[1] < 2 or not table.sum(axis=1).all():
         return 0.0, 1.0
+    from scipy import stats  # here, for it takes most of a second
+
     found = stats.chi2_contingency(table, correction=False)
     return float(found.statistic), float(found.pvalue)
 
@@ -109,6 +111,8 @@ class Null(NamedTuple):
         """How often an ordinary stretch has at least this squared distance."""
         if squared <= 0 or self.mean <= 0:
             return 1.0 if squared <= 0 else 0.0
+        from scipy import stats
+
         return float(stats.f.sf(squared / self.mean, self.freedom, self.freedom * self.blocks_freedom))
 
 
@@ -222,6 +226,8 @@ def move(reference: Level, rows: int, total: float, blocks: float) -> Moved:
     if between + within <= 1e-12 * float(squares.sum() / count):  # it never varied, but for rounding
         moved = not np.isclose(mean, before, rtol=1e-6, atol=0)
         return Moved(reference.name, rows, mean, before, float(np.sign(mean - before)) * moved, 0.0 if moved else 1.0)
+    from scipy import stats
+
     freedom = max(1.0, equal - 1) if blocked else EXACT
     p = 2 * float(stats.t.sf(abs(mean - before) / np.sqrt(variance), freedom))
     effect = float((mean - before) / np.sqrt(between + within))

@@ -9,7 +9,7 @@ sent after it. Killed between the two, it finds at its start that the topic lack
 """
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -35,7 +35,9 @@ from tidemill.roles.reading import decided_commands, read_messages
 from tidemill.roles.recorder import application
 from tidemill.roles.scores import Scores
 from tidemill.roles.tail import Feed, Tail, next_rows
-from tidemill.roles.watch import Watcher
+
+if TYPE_CHECKING:
+    from tidemill.roles.watch import Watcher
 
 logger = structlog.get_logger()
 
@@ -76,7 +78,7 @@ class Monitor:
         labels: settings.Labels,
         metric: Metric,
         clock: Clock,
-        watch: Watcher | None = None,
+        watch: "Watcher | None" = None,
     ) -> None:
         self._log = log
         self._topics = topics
