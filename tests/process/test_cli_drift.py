@@ -98,7 +98,7 @@ def test_the_original_data_and_a_time_of_the_lake(tidemill: Run, folder: Path) -
     assert (found["a"]["rows"], found["b"]["rows"], found["b"]["name"]) == (800, 380, "1970-02-10..1970-03-01")
     temp = found["columns"][0]
     assert (temp["outside"] > 0.3, temp["chi_squared"], len(temp["bins"]["labels"])) == (True, None, len(temp["bins"]["a"]))
-    assert found["blocks"] == {"count": 40, "hours": 24.0, "by": "time", "why": "", "b": 19.0, "split": False}
+    assert found["blocks"] == {"count": 20, "hours": 48.0, "by": "time", "why": "", "b": 10.0, "split": False}
     page = (folder / "x.html").read_text()
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)", page)
     assert "<h3>temp: shifted</h3>" in page

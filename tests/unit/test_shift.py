@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -378,9 +379,9 @@ def test_a_shift_is_found_among_blocks_that_differ() -> None:
 @few
 @given(st.floats(1e-6, 1), st.floats(1, 1e3), st.integers(1, 200), st.lists(st.floats(0, 1), min_size=2, max_size=9))
 def test_p_falls_with_the_distance(mean: float, freedom: float, blocks: int, squares: list[float]) -> None:
-    """From 1 at no distance."""
+    """From 1 at no distance; but for the last bits of the distribution's own arithmetic."""
     found = [Null(mean, freedom, blocks).p(squared) for squared in sorted(squares)]
-    assert found == sorted(found, reverse=True)
+    assert all(later <= sooner * (1 + 1e-12) for sooner, later in pairwise(found))
     assert all(0 <= p <= 1 for p in found)
     assert Null(mean, freedom, blocks).p(0.0) == 1.0
 
