@@ -16,7 +16,7 @@ LEVELS = [
     ["messages"],
     ["settings", "core.*"],
     ["log.base", "learners.base", "tracking.base"],
-    ["tuning.base", "executors.base", "tables", "processes", "schema_file", "plugins"],
+    ["tuning.base", "executors.base", "tables", "texts", "pages", "processes", "schema_file", "plugins"],
     [
         "log.*",
         "learners.*",
@@ -45,7 +45,7 @@ ADAPTERS = {
     "optuna": {"tuning.optuna", "report"},
     "hyperopt": {"tuning.hyperopt"},
     "skopt": {"tuning.skopt"},
-    "plotly": {"report", "backtest.page", "drift.page"},
+    "plotly": {"pages", "report"},
     "ray": {"executors.ray"},
     "mlflow": {"tracking.*"},
     "deltalake": {"lake"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill import pages
 from tidemill.core.metrics import METRICS
 from tidemill.core.schema import Schema
 from tidemill.errors import BundleRefused, UnknownModel
@@ -41,20 +42,6 @@ FOREST = {"n_trees": 16, "max_depth": 8}
 """Of the parameters' importance (fANOVA). Measured on 1,000 trials of 9 parameters: 1.7 s; it is 62 s with Optuna's 64 trees
 of depth 64, and no importance differs by more than 0.01.
 """
-NO_NETWORK = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
-"""A browser refuses every request of the page; Plotly's drawing of parallel coordinates compiles its shaders' calls."""
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; } th, td { text-align: left; padding: .2em .8em .2em 0; }
-td { border-top: 1px solid #ddd; vertical-align: top; } td:last-child { overflow-wrap: anywhere; }
-.figure { overflow-x: auto; } .missing { color: #777; }
-"""
-DRAW = """
-const config = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: ""};
-for (const [i, figure] of JSON.parse(document.getElementById("figures").textContent).entries())
-  Plotly.newPlot("figure" + i, figure.data, figure.layout, config);
-"""
-"""Plotly's own default is a button that uploads the picture's data."""
 
 
 class Winner(NamedTuple):
@@ -97,8 +84,7 @@ def render(
     """The page of one experiment's ``trials`` (one at least). ``schema`` is the model's own; ``missing`` says why there are
     no ``out_of_fold`` predictions or ``importances``, where there are none.
     """
-    from plotly.offline import get_plotlyjs
-
+    pages.library()  # that it is missing is said before anything is drawn
     page = _Page()
     title = f"Experiment {trials[0].experiment}"
     page.heading(1, title)
@@ -116,7 +102,7 @@ def render(
     else:
         shares = importances / (importances.sum() or 1.0)
         page.figure("Importance of the features", _bars([html.escape(name) for name in schema.columns], shares))
-    return page.html(title, get_plotlyjs())
+    return page.html(title)
 
 
 class _Page:
@@ -136,26 +122,17 @@ class _Page:
         self._parts.append(f'<p class="missing">{html.escape(f"{what}: {why}")}</p>')
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        lines = [("th", head), *(("td", row) for row in rows)]
-        cells = ["".join(f"<{tag}>{html.escape(_shown(value))}</{tag}>" for value in row) for tag, row in lines if row]
-        self._parts.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>")
+        self._parts.append(pages.table(head, [[_shown(value) for value in row] for row in rows]))
 
     def figure(self, title: str, figure: "Figure") -> None:
         """Its labels must be escaped."""
         height = figure.layout.height or HEIGHT
         figure.update_layout(title=title, template="plotly_white", height=height)
-        self._parts.append(f'<div class="figure" id="figure{len(self._figures)}"></div>')
+        self._parts.append(pages.place(len(self._figures)))
         self._figures.append(figure.to_json())
 
-    def html(self, title: str, plotly: str) -> str:
-        figures = f"[{','.join(self._figures)}]".replace("<", "\\u003c")
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">\n'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n<script>{plotly}</script></head>\n"
-            f"<body>\n{chr(10).join(self._parts)}\n"
-            f'<script type="application/json" id="figures">{figures}</script>\n<script>{DRAW}</script></body></html>\n'
-        )
+    def html(self, title: str) -> str:
+        return pages.document(title, self._parts, f"[{','.join(self._figures)}]")
 
 
 def _facts(trials: Sequence[Trial], entry: JournalEntry | None) -> Iterator[tuple[str, Any]]:

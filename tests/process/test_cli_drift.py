@@ -140,10 +140,12 @@ def test_a_mistake_is_one_line(tidemill: Run, case: str) -> None:
 
 
 def test_a_page_that_cannot_be_written(tidemill: Run, folder: Path) -> None:
-    """Exit code 3: the outside refuses; the comparison was printed before."""
+    """Exit code 3: the outside refuses; the comparison was printed before. A folder is told at once."""
     pytest.importorskip("plotly")
-    os.makedirs(folder / "page.html", exist_ok=True)
+    (folder / "page.html").symlink_to("nowhere/page.html")
     assert "page.html cannot be written" in tidemill("january.csv", "april.csv", "--html", "page.html", code=3)
+    os.makedirs(folder / "pages.html", exist_ok=True)
+    assert "pages.html is a folder" in tidemill("january.csv", "april.csv", "--html", "pages.html", code=2)
 
 
 def test_the_documents_commands_run(tidemill: Run) -> None:

@@ -1,57 +1,37 @@
 """A backtest as a page: one HTML file that asks the network for nothing. Figures are Plotly's, given as plain values."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from tidemill import pages
 from tidemill.backtest.result import PolicyResult, Result, Training
-from tidemill.backtest.text import conclusion, facts, moment, shown, table
-from tidemill.report import DRAW, NO_NETWORK, STYLE
+from tidemill.backtest.text import conclusion, facts, shown, table
+from tidemill.texts import moment
 
 COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#ff9da6", "#9d755d", "#bab0ac", "#eeca3b")
 HEIGHT = 480
 Figure = dict[str, Any]
 
 
-def library() -> str:
-    """The script that draws. Raises ``ModuleNotFoundError`` where plotly is not installed."""
-    from plotly.offline import get_plotlyjs
-
-    script: str = get_plotlyjs()
-    return script
-
-
 def page(result: Result) -> str:
     """The page."""
     title = f"Backtest of {result.project}"
     figures = [_over_time(result), *([_gains(result)] if len(result.policies) > 1 else []), _cost(result)]
-    drawn = msgspec.json.encode(figures).decode().replace("<", "\\u003c")
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        _table([], [list(fact) for fact in facts(result)]),
+        pages.table([], facts(result)),
         *(f"<p>{html.escape(line)}</p>" for line in conclusion(result)),
-        _table(table(result)[0], table(result)[1:]),
-        *(f'<div class="figure" id="figure{number}"></div>' for number in range(len(figures))),
+        pages.table(table(result)[0], table(result)[1:]),
+        *map(pages.place, range(len(figures))),
         "<h2>Trainings</h2>",
-        _table(
+        pages.table(
             ["policy", "time (UTC)", "experiment", "reason", "verdict", "version", "rows", "seconds"], _trainings(result)
         ),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">\n'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n<script>{library()}</script></head>\n"
-        f"<body>\n{chr(10).join(body)}\n"
-        f'<script type="application/json" id="figures">{drawn}</script>\n<script>{DRAW}</script></body></html>\n'
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [("th", head), *(("td", row) for row in rows)]
-    cells = ["".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row) for tag, row in lines if row]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+    return pages.document(title, body, msgspec.json.encode(figures).decode())
 
 
 def _trainings(result: Result) -> list[list[str]]:

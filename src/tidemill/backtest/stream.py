@@ -15,6 +15,7 @@ from tidemill.errors import ConfigError
 from tidemill.lake import Lake
 from tidemill.log.base import Message
 from tidemill.messages import Label, Topics
+from tidemill.texts import moment
 
 HOUR_MS = 3_600_000
 REPLAYED_MS = HOUR_MS
@@ -104,8 +105,7 @@ def _or(bound: int | None, default: NDArray[np.int64]) -> NDArray[np.int64]:
 def _range(times: NDArray[np.int64]) -> str:
     if not len(times):
         return "there is none at all"
-    low, high = (np.datetime64(int(time), "ms").astype("datetime64[m]") for time in (times[0], times[-1]))
-    return f"they are of {low} to {high} UTC"
+    return f"they are of {moment(int(times[0]))} to {moment(int(times[-1]))} UTC"
 
 
 def of_table(

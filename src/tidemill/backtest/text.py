@@ -2,11 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 
 from tidemill.backtest.result import PolicyResult, Result
 from tidemill.core.choosing import BLOCKS_MIN, Interval
+from tidemill.texts import aligned, moment
 
 WINDOWS = 60
 """Lines of quality over time at most."""
@@ -14,11 +13,6 @@ COLUMNS = (
     *("policy", "chosen", "metric", "score", "scored", "gain", "gain_low", "gain_high", "behind_best", "behind_best_low"),
     *("behind_best_high", "trainings", "promoted", "training_seconds"),
 )
-
-
-def moment(time_ms: int) -> str:
-    """A time of the stream, in UTC."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def facts(result: Result) -> list[tuple[str, str]]:
@@ -125,14 +119,6 @@ def _windows(result: Result) -> list[list[str]]:
 
 def _score(score: float | None) -> str:
     return "" if score is None else f"{score:.4f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def to_csv(result: Result) -> str:

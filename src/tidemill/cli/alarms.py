@@ -62,18 +62,14 @@ def _json(look: "Look", end: "Look | None") -> str:
 
 
 def _line(id: str, look: "Look", end: "Look | None") -> str:
+    from tidemill.texts import moment
+
     change = _change(end or look)
-    until = f"cleared {_day(end.tally.ended_at)} ({change.why})" if end else "UP"
-    return f"{id}  raised {_day(look.tally.ended_at)}, {until}: {change.alarm.text}"
+    until = f"cleared {moment(end.tally.ended_at)} UTC ({change.why})" if end else "UP"
+    return f"{id}  raised {moment(look.tally.ended_at)} UTC, {until}: {change.alarm.text}"
 
 
 def _change(look: "Look") -> "Change":
     if look.change is None:
         raise AssertionError(f"look {look.number} changed no alarm")
     return look.change
-
-
-def _day(at_ms: int) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -5,11 +5,10 @@ import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.cli.options import Commands, exit_on_signals, number, open_project, say
+from tidemill.cli.options import Commands, check_page, exit_on_signals, number, open_project, say, write_page
 
 if TYPE_CHECKING:
     from tidemill.backtest.result import Result
@@ -91,7 +90,7 @@ def backtest(
 
     exit_on_signals(unfinished=True)
     chosen = [parse(text) for text in policy]
-    _check_output(html)
+    check_page(html)
     _log_errors_only()
 
     from tidemill.backtest.run import Plan
@@ -107,18 +106,20 @@ def backtest(
             result = run(wiring.configuration, stream, plan, tell)
     _print(result, form)
     if html is not None:
-        _write_page(result, html, quiet=form is not None)
+        from tidemill.backtest.page import page
+
+        write_page(page(result), html, quiet=form is not None)
     if work is not None and form is None:
         say(f"the policies' projects are in {work}; tidemill trials latest -p {work}/1-... shows the newest search")
 
 
 def _time(text: str) -> int:
-    """Milliseconds of an ISO 8601 date or time; without a zone it is UTC."""
+    from tidemill.texts import milliseconds
+
     try:
-        found = datetime.fromisoformat(text)
+        return milliseconds(text)
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is no date or time like 2013-02-01 or 2013-02-01T06:30") from None
-    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _log_errors_only() -> None:
@@ -131,21 +132,6 @@ def _log_errors_only() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-
-
-def _check_output(html: Path | None) -> None:
-    """What would fail after an hour is said now."""
-    from tidemill.errors import ConfigError
-
-    if html is None:
-        return
-    from tidemill.backtest.page import library
-
-    library()
-    if not html.parent.is_dir():
-        raise ConfigError(f"{html.parent} is no folder")
-    if html.is_dir():
-        raise ConfigError(f"{html} is a folder: name the file that the page shall be")
 
 
 def _stream(
@@ -230,16 +216,3 @@ def _print(result: "Result", form: str | None) -> None:
         say(to_csv(result).rstrip("\n"))
     else:
         say(render(result))
-
-
-def _write_page(result: "Result", file: Path, quiet: bool) -> None:
-    from tidemill.backtest.page import page
-    from tidemill.errors import Unavailable
-
-    text = page(result)
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise Unavailable(f"{file} cannot be written: {error.strerror}") from error
-    if not quiet:
-        say(f"{file}: {len(text) / 1e6:.1f} MB")

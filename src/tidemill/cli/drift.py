@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tidemill.cli.options import Commands, number, open_project, say
+from tidemill.cli.options import Commands, check_page, number, open_project, say, write_page
 
 if TYPE_CHECKING:
     from tidemill.drift.compare import Comparison, Options
@@ -58,26 +58,15 @@ def drift(
     """
     from tidemill.drift.compare import Options, compare
 
-    _check_output(html)
+    check_page(html)
     names = tuple(name for name in columns.split(",") if name)
     options = Options(columns=names, block_hours=block_hours, joint=joint, classifier=classifier, seed=int(seed))
     found = compare(*_read(a, b, project, time, options))
     _print(found, as_json)
     if html is not None:
-        _write_page(found, html, quiet=as_json)
+        from tidemill.drift.page import page
 
-
-def _check_output(html: Path | None) -> None:
-    """What would fail in the end is said now."""
-    from tidemill.errors import ConfigError
-
-    if html is None:
-        return
-    from tidemill.drift.page import library
-
-    library()
-    if not html.parent.is_dir():
-        raise ConfigError(f"{html.parent} is no folder")
+        write_page(page(found), html, quiet=as_json)
 
 
 def _read(a: str, b: str, project: Path | None, time: str, options: "Options") -> "tuple[Pair, Options]":
@@ -103,16 +92,3 @@ def _print(found: "Comparison", as_json: bool) -> None:
     from tidemill.drift.text import render
 
     say(msgspec.json.encode(found).decode() if as_json else render(found))
-
-
-def _write_page(found: "Comparison", file: Path, quiet: bool) -> None:
-    from tidemill.drift.page import page
-    from tidemill.errors import Unavailable
-
-    text = page(found)
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise Unavailable(f"{file} cannot be written: {error.strerror}") from error
-    if not quiet:
-        say(f"{file}: {len(text) / 1e6:.1f} MB")

@@ -167,3 +167,29 @@ def say(text: str) -> None:
     """One line to the standard output, at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def check_page(file: Path | None) -> None:
+    """What would fail once a page is written is said before the work for it is done."""
+    from tidemill.errors import ConfigError
+    from tidemill.pages import library
+
+    if file is None:
+        return
+    library()
+    if not file.parent.is_dir():
+        raise ConfigError(f"{file.parent} is no folder")
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: name the file that the page shall be")
+
+
+def write_page(page: str, file: Path, quiet: bool = False, told: str = "") -> None:
+    """Write it, and say where it is, unless ``quiet``."""
+    from tidemill.errors import Unavailable
+
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise Unavailable(f"{file} cannot be written: {error.strerror}") from error
+    if not quiet:
+        say(f"{file}: {told}{len(page) / 1e6:.1f} MB")

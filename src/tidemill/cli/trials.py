@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidemill.cli.options import Commands, Parser, number, open_project, say
+from tidemill.cli.options import Commands, Parser, check_page, number, open_project, say, write_page
 
 if TYPE_CHECKING:
     from tidemill.core.importing import Format, Imported
@@ -87,13 +87,11 @@ def report(project: Path, experiment: str, output: Path | None) -> None:
     """Write an experiment's page. One HTML file that needs no network: the search, its parameters, the model's errors."""
     import re
 
-    from tidemill.errors import ConfigError, Unavailable
     from tidemill.messages import JournalEntry
     from tidemill.report import page
     from tidemill.roles.reading import read_messages
 
-    if output and not output.parent.is_dir():
-        raise ConfigError(f"{output.parent} is no folder")
+    check_page(output)
     with open_project(project) as wiring:
         found = _of(_trials(wiring), experiment)
         id = found[0].experiment
@@ -101,11 +99,7 @@ def report(project: Path, experiment: str, output: Path | None) -> None:
         entry = next((entry for entry in reversed(journal) if (entry.kind, entry.experiment) == ("experiment", id)), None)
         html = page(wiring.store, found, entry, wiring.configuration.schema)
     file = output or Path(f"report-{re.sub('[^A-Za-z0-9._-]', '_', id)}.html")
-    try:
-        file.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise Unavailable(f"{file} cannot be written: {error.strerror}") from error
-    say(f"{file}: {len(found)} trials, {len(html) / 1e6:.1f} MB")
+    write_page(html, file, told=f"{len(found)} trials, ")
 
 
 def import_(project: Path, source: Path, kind: "Format | None", learner: str, metric: str, choices: Path | None) -> int:

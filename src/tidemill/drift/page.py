@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from tidemill import pages
 from tidemill.drift.compare import ColumnShift, Comparison
 from tidemill.drift.text import conclusion, facts, table
-from tidemill.report import DRAW, NO_NETWORK, STYLE
 
 HEIGHT = 320
 PICTURES = 100
@@ -18,32 +18,19 @@ COLORS = ("#4c78a8", "#f58518")
 Figure = dict[str, Any]
 
 
-def library() -> str:
-    """The script that draws. Raises ``ModuleNotFoundError`` where plotly is not installed."""
-    from plotly.offline import get_plotlyjs
-
-    script: str = get_plotlyjs()
-    return script
-
-
 def page(found: Comparison) -> str:
     """The figures as a table, then both distributions of each column side by side, the largest distance first."""
     drawn = found.columns[:PICTURES]
-    figures = msgspec.json.encode([_figure(column) for column in drawn]).decode().replace("<", "\\u003c")
     title = f"Drift from {found.a.name} to {found.b.name}"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">\n'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{UNBROKEN}</style>\n<script>{library()}</script></head>\n"
-        f"<body>\n<h1>{html.escape(title)}</h1>\n{chr(10).join(_body(found, drawn))}\n"
-        f'<script type="application/json" id="figures">{figures}</script>\n<script>{DRAW}</script></body></html>\n'
-    )
+    parts = [f"<h1>{html.escape(title)}</h1>", *_body(found, drawn)]
+    figures = msgspec.json.encode([_figure(column) for column in drawn]).decode()
+    return pages.document(title, parts, figures, UNBROKEN)
 
 
 def _body(found: Comparison, drawn: Sequence[ColumnShift]) -> Iterator[str]:
     head, *rows = table(found)
-    yield _table([], facts(found))
-    yield _table(head, rows)
+    yield pages.table([], facts(found))
+    yield pages.table(head, rows)
     yield from (f"<p>{html.escape(line)}</p>" for line in conclusion(found))
     yield from (f'<p class="missing">{html.escape(note)}</p>' for note in found.notes)
     yield "<h2>Distributions</h2>"
@@ -53,13 +40,7 @@ def _body(found: Comparison, drawn: Sequence[ColumnShift]) -> Iterator[str]:
         yield f"<h3>{html.escape(row[0])}{': shifted' if column.shifted else ''}</h3>"
         told = [f"{name} {cell}" for name, cell in zip(head[2:], row[2:], strict=True) if cell]
         yield f"<p>{html.escape(', '.join(told))}<br>{html.escape(column.most)}</p>"
-        yield f'<div class="figure" id="figure{number}"></div>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [("th", head), *(("td", row) for row in rows)]
-    cells = ["".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row) for tag, row in lines if row]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+        yield pages.place(number)
 
 
 def _figure(column: ColumnShift) -> Figure:

@@ -3,7 +3,6 @@
 A side is named by a text (``SOURCES``). Requests are those of the lake: each id's first, with its first outcome if one came.
 """
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from tidemill.errors import BadRecord, ConfigError
 from tidemill.messages import Label
 from tidemill.original import event_times, load_original
 from tidemill.tables import columns_for_inference, columns_of, read_table
+from tidemill.texts import milliseconds, moment
 
 if TYPE_CHECKING:
     from tidemill.lake import Lake
@@ -60,11 +60,6 @@ class Pair(Struct, frozen=True):
     a: Table
     b: Table
     notes: list[str]
-
-
-def moment(time_ms: int) -> str:
-    """A time for people, in UTC."""
-    return str(np.datetime64(int(time_ms), "ms").astype("datetime64[m]")).replace("T", " ")
 
 
 def is_file(source: str) -> bool:
@@ -240,19 +235,18 @@ def _instant(text: str, source: str) -> int | None:
     if not text.strip():
         return None
     try:
-        found = datetime.fromisoformat(text.strip())
+        return milliseconds(text.strip())
     except ValueError:
         raise ConfigError(
             f"{source}: {text!r} is no date or time like 2013-04-04 or 2013-04-04T06:30:00Z; give {SOURCES}"
         ) from None
-    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _of(asked: pl.DataFrame) -> str:
     if not asked.height:
         return "the lake has no requests yet: tidemill run records them"
     times = asked["event_at"].to_numpy()
-    return f"the lake's {asked.height:,} requests are of {moment(times.min())} to {moment(times.max())} UTC"
+    return f"the lake's {asked.height:,} requests are of {moment(int(times.min()))} to {moment(int(times.max()))} UTC"
 
 
 def _asked(lake: "Lake") -> pl.DataFrame:

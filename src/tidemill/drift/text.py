@@ -1,11 +1,11 @@
 """A comparison as text: for a person at a terminal, and the lines and the table of its page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from tidemill.core.drift_estimator import THRESHOLD
 from tidemill.core.reference import BLOCKS_MIN
 from tidemill.drift.compare import Blocking, ColumnShift, Comparison, Side
-from tidemill.drift.tables import moment
+from tidemill.texts import aligned, moment
 
 
 def facts(found: Comparison) -> list[tuple[str, str]]:
@@ -77,16 +77,8 @@ def _length(hours: float) -> str:
 def render(found: Comparison) -> str:
     """All of it for a terminal."""
     lines = [f"{name}  {text}" for name, text in facts(found)]
-    lines += ["", *_aligned(table(found)), "", *conclusion(found), *(f"note: {note}" for note in found.notes)]
+    lines += ["", *aligned(table(found)), "", *conclusion(found), *(f"note: {note}" for note in found.notes)]
     return "\n".join(map(_printable, lines))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def _printable(line: str) -> str:
