@@ -29,7 +29,7 @@ from tidemill.core.encoder import Encoder
 from tidemill.core.folds import Split, make_folds
 from tidemill.core.inference import Choices, infer
 from tidemill.core.looking import Comparer, Known, Size, Tally, window
-from tidemill.core.reference import DAY_MS, Blocks, Reference, Scored, answers, blocks_of_times, reference, said
+from tidemill.core.reference import Blocks, Reference, Scored, answers, blocks_of_times, reference, said
 from tidemill.core.schema import Schema
 from tidemill.core.shift import chi_squared, psi
 from tidemill.demo.plans import PLANS
@@ -53,6 +53,7 @@ ROUNDS = 60
 PSI_LIMIT, MLBOX_LIMIT, P_LIMIT = 0.2, 0.6, 0.05
 FLIGHTS_ROWS = 26_000
 LOOK = 1000
+DAY_MS = 86_400_000
 RETRAIN_EVERY = 10_000
 COST_LOOKS = 20
 MLBOX_WINDOWS = {50: 6, 200: 20, 1000: 20, 5000: 6}
@@ -90,8 +91,7 @@ class Learnt(NamedTuple):
 
     def refer(self, blocks: Blocks, block_ms: int = 0) -> Comparer:
         """As the trainer writes the reference, by the block of each row."""
-        encoder, schema, labels = self.encoder, self.table.schema, self.table.labels[self.rows]
-        texts = {i: encoder.categories[schema.columns[i]] for i in encoder.categorical}
+        schema, labels, texts = self.table.schema, self.table.labels[self.rows], self.encoder.texts
         scored = Scored(labels, self.predictions, blocks, self.model.predict(self.matrix[self.rows]), blocks)
         found = reference(schema, self.matrix[self.rows], texts, self.importances, blocks, block_ms, scored)
         return Comparer(found, self.seed)

@@ -53,6 +53,8 @@ class Retrain(Struct, frozen=True):
 
 
 Slot = Literal["champion", "challenger", "previous"]
+Mode = Literal["off", "suggest", "auto"]
+"""What an alarm leads to: nothing, an event that suggests a retraining, a retraining."""
 
 
 class ModelVersion(Struct, frozen=True):

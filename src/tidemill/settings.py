@@ -4,14 +4,17 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from tidemill.messages import Mode
+
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
 HOURS_MAX = 876_000
 """A hundred years: as good as for ever, and no clock or database minds it."""
 BATCH_MAX = 1_000_000
 """Records that a role holds in memory at once."""
+WINDOW_MAX = 100_000
+"""Requests that the monitor decodes at once: some 100 MB."""
 Seconds = Annotated[float, Meta(gt=0)]
-Mode = Literal["off", "suggest", "auto"]
 KafkaValue = str | int | float | bool
 
 KAFKA_OWNED = {
@@ -157,7 +160,7 @@ class Retrain(Section, frozen=True):
         int, Meta(ge=0, description="labelled observations between two retrainings; 0: not by their number")
     ] = 1000
     hours: Annotated[
-        float, Meta(ge=0, le=HOURS_MAX, description="or so long after the last one, by the requests' times; 0: not by time")
+        float, Meta(ge=0, le=HOURS_MAX, description="or once in so many hours of the requests' times; 0: not by time")
     ] = 0.0
     drift: Annotated[
         Mode, Meta(description="on an alarm of what is asked or answered: off, suggest (an event, for a person) or auto")
@@ -181,7 +184,7 @@ class Drift(Section, frozen=True):
     """Compares what is served with what the champion learnt from, window by window."""
 
     window_rows: Annotated[
-        int, Meta(ge=0, le=BATCH_MAX, description="requests between two looks, and in a window at least; 0: no looks")
+        int, Meta(ge=0, le=WINDOW_MAX, description="requests between two looks, and in a window at least; 0: no looks")
     ] = 1000
     window_blocks: Annotated[
         Count, Meta(le=1000, description="blocks in a window where there is that much; a third of it is the least")

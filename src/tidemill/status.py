@@ -173,11 +173,11 @@ def _engine(slot: Slot, events: Mapping[str, Event]) -> str:
 
 
 def _alarm(events: Mapping[str, Event]) -> Event | None:
-    """The one that was raised last, unless it was cleared; as it is since it worsened, where it has."""
+    """The one that was raised last, unless it was cleared; it says what it has found since it worsened, where it has."""
     raised, worsened = events.get(RAISED), events.get(WORSENED)
     if raised is None or _of(raised, events.get(CLEARED)):
         return None
-    return worsened if worsened is not None and _of(raised, worsened) else raised
+    return replace(raised, values=worsened.values) if worsened is not None and _of(raised, worsened) else raised
 
 
 def _of(alarm: Event, other: Event | None) -> bool:

@@ -44,7 +44,7 @@ def looks_of(seed: int) -> Looks:
     found = reference(
         schema,
         samples.matrix,
-        {i: encoder.categories[schema.columns[i]] for i in encoder.categorical},
+        encoder.texts,
         LightGBM().importances(model.to_bytes()),
         blocks,
         scored=Scored(samples.labels, predictions, blocks, model.predict(samples.matrix), blocks),

@@ -29,7 +29,7 @@ from tidemill.roles.experiment import Search, prepare
 from tidemill.roles.promotion import promote, read_slots, rollback
 from tidemill.roles.reading import read_messages
 from tidemill.roles.trainer import Trainer
-from tidemill.settings import Bundles, Project, Settings, Tune, Verdict
+from tidemill.settings import Bundles, Drift, Project, Settings, Tune, Verdict
 from tidemill.settings import Retrain as RetrainSettings
 from tidemill.testing.compacted import CompactedLog
 from tidemill.wiring import PROPOSERS, learner, processes
@@ -446,6 +446,19 @@ def test_features_that_drift_are_left_out_where_that_is_asked_for(world: World) 
         ("age", "work"),
     ]
     assert world.models[-1].schema == world.store.schema(again.bundle).digest()
+
+
+def test_a_feature_that_is_left_out_makes_no_blocks(world: World) -> None:
+    """Where ``drift.block`` names it: the model is trained all the same, its rows without blocks (there is no time)."""
+    world.rows = original(400)
+    blocked: Any = {"verdict": Verdict(policy="always"), "drift": Drift(block="work")}
+    world.ask("first")
+    world.serve(**blocked)
+    world.observe(400, works=("d",))
+    world.ask("all", world.observations)
+    world.serve(**blocked, retrain=RetrainSettings(drop_drifting=0.6))
+    found = [world.store.reference(entry.bundle) for entry in world.journal]
+    assert [kept and kept[1].blocked for kept in found] == [True, False]
 
 
 def test_a_tuned_threshold_ships_with_the_model(world: World) -> None:

@@ -23,6 +23,7 @@ from tidemill.learners.lightgbm import LightGBM
 from tidemill.log.base import Message, Topic
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import Event, JournalEntry, ModelVersion, Prediction, Retrain, Topics, to_bytes
+from tidemill.roles import watch
 from tidemill.roles.experiment import Blocking, fitted, prepare, refer
 from tidemill.roles.looks import Look, Matured
 from tidemill.roles.promotion import announcements, read_slots
@@ -279,6 +280,25 @@ def test_what_was_recorded_before_the_watch_began_is_judged_the_same(world: Worl
     assert len(world.looks()) < 16
     assert [one["findings"][0]["name"] for one in world.events("alarm_raised")] == ["error"]
     assert {one.reason for one in world.asked} == {"drop"}
+
+
+def test_a_window_larger_than_a_read_is_looked_at_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a look takes where the monitor is behind: all requests and all answers of a day."""
+    monkeypatch.setattr(watch, "LOOK_ROWS", 100)
+    world.start()
+    world.serve(range(3))
+    assert [(one.tally.rows, sum(one.tally.predictions)) for one in world.looks()] == [(DAILY, DAILY)] * 3
+
+
+def test_an_older_versions_outcomes_are_told_by_its_own_threshold(world: World) -> None:
+    """Its look was made before another version came to serve; what is told of it is as if none had."""
+    world.start()
+    world.serve(range(4), told=False)
+    threshold = 0.9
+    old = msgspec.structs.replace(world.version, threshold=threshold, state="champion", sequence=50)
+    world.log.append(announcements(TOPICS, [old]))
+    world.train(range(-39, 1))
+    assert world.watch._older(world.looks()[0]).threshold == threshold
 
 
 def test_a_time_from_another_century_stretches_no_window(world: World) -> None:

@@ -400,7 +400,7 @@ def test_a_finding_of_numpy_makes_plain_evidence() -> None:
     """Where p and effect come from a computation."""
     told = evidence(Alarm("alarm-1", 1, 2, [one(p=float(np.float64(1e-200)), effect=float(np.float64(0.5)))]))
     assert json.loads(json.dumps(told))["findings"] == [
-        {"name": "x", "kind": "prediction", "p": 0.0, "effect": 0.5, "cost": 0.5}
+        {"name": "x", "kind": "prediction", "p": 1e-200, "effect": 0.5, "cost": 0.5}
     ]
 
 

@@ -40,6 +40,8 @@ def test_codes_follow_the_schema_and_then_the_first_appearance() -> None:
     encoder = Encoder.fit(SCHEMA, COLUMNS)
     assert encoder.categories == {"sex": ["F", "M", "X"], "job": ["a", "1"]}
     assert encoder.crosses == [[("M", "a"), ("X", "1")]]
+    assert list(encoder.texts.values()) == [["F", "M", "X"], ["a", "1"], ["M*a", "X*1"]]
+    assert tuple(encoder.texts) == encoder.categorical
     assert encoder.categorical == (1, 3, 4)
 
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from tidemill.core import looking, shift
 from tidemill.core.alarms import Finding, Kind, Limits, passing
 from tidemill.core.looking import ROWS_STEP, Comparer, Known, Size, Tally, add, told_of, window
-from tidemill.core.reference import DAY_MS, Column, Reference, Scored, Values, answers, level, number_column, reference
+from tidemill.core.reference import Column, Reference, Scored, Values, answers, level, number_column, reference
 from tidemill.core.schema import Feature, Schema
 from tidemill.core.shift import Null, jensen_shannon, measure, move, null_of
 
 few = settings(max_examples=30, deadline=None)
+DAY_MS = 86_400_000
 EFFECT_MIN = 0.2
 LEARNT_ROWS = 4000
 SCHEMA = Schema(

@@ -15,7 +15,6 @@ from tidemill.core.reference import (
     BLOCKS_MAX,
     BLOCKS_MIN,
     CATEGORIES,
-    DAY_MS,
     Blocks,
     Column,
     Reference,
@@ -36,6 +35,7 @@ from tidemill.core.schema import Feature, Schema, Task
 from tidemill.messages import Label
 
 few = settings(max_examples=30, deadline=None)
+DAY_MS = 86_400_000
 NAN = float("nan")
 numbers = st.one_of(
     st.integers(-3, 3).map(float),
@@ -273,12 +273,12 @@ def test_counts_of_a_category_are_kept_by_block() -> None:
 )
 def test_a_block_is_a_day_unless_that_makes_too_few_or_too_many(days: int, width_days: float) -> None:
     """Fourteen at least, 200 at most; a width is whole milliseconds."""
-    assert block_width(np.array([0, days * DAY_MS - 1]) + 1_700_000_000_000) == int(width_days * DAY_MS)
+    assert block_width(np.array([0, days * DAY_MS - 1]) + 1_700_000_000_000, DAY_MS) == int(width_days * DAY_MS)
 
 
 def test_without_time_there_is_no_width() -> None:
     """No rows, or all at the same moment: one block."""
-    assert block_width(np.array([], dtype=np.int64)) == block_width(np.array([5, 5])) == 0
+    assert block_width(np.array([], dtype=np.int64), DAY_MS) == block_width(np.array([5, 5]), DAY_MS) == 0
     assert blocks_of_times(np.array([5, 5]), 0).tolist() == [0, 0]
     assert blocks_of_times(np.array([], dtype=np.int64), 0).tolist() == []
 

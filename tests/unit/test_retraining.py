@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.core.retraining import NEVER, boundary, due, first, is_first, merge, periodic
-from tidemill.messages import Retrain
+from tidemill.core.alarms import Kind
+from tidemill.core.retraining import NEVER, boundary, due, first, for_alarm, is_first, merge, periodic
+from tidemill.messages import Mode, Retrain
 
 HOUR_MS = 3_600_000
 
@@ -132,3 +133,37 @@ def test_waiting_commands_merge_into_the_newest_data() -> None:
     commands = [Retrain(id, "r", version, 0) for id, version in (("a", 10), ("b", 30), ("c", 20), ("d", 30))]
     assert merge(commands).id == "d"
     assert merge(commands[:1]).id == "a"
+
+
+def test_a_merged_command_has_every_reason_and_the_last_evidence() -> None:
+    """What is trained for two reasons says so; a reason that comes twice stands there once."""
+    commands = [
+        Retrain("a", "drift", 10, 0, {"alarm": "alarm-1"}),
+        Retrain("b", "labelled", 20, 0),
+        Retrain("c", "drift", 15, 0, {"alarm": "alarm-2"}),
+    ]
+    assert merge(commands) == Retrain("b", "labelled, drift", 20, 0, {"alarm": "alarm-2"})
+
+
+@pytest.mark.parametrize(
+    ("kinds", "fresh", "asked_at", "wanted"),
+    [
+        (["feature", "prediction"], True, None, ("drift", "suggest")),
+        (["feature"], False, None, None),
+        (["outcome"], True, 99, ("drift", "suggest")),
+        (["feature", "error"], True, None, ("drop", "auto")),
+        (["calibration"], False, None, ("drop", "auto")),
+        (["error"], True, 95, None),
+        (["error"], False, 90, ("drop", "auto")),
+        (["error"], False, 200, ("drop", "auto")),
+    ],
+)
+def test_an_alarm_asks_for_what_its_mode_says(
+    kinds: list[Kind], fresh: bool, asked_at: int | None, wanted: tuple[str, str] | None
+) -> None:
+    """A drop where the model is wrong, else a drift. A suggestion comes once and knows no cooldown; a retraining waits for
+    it, however fresh the alarm is, unless the last one was asked for at a time that is still to come.
+    """
+    modes: dict[str, Mode] = {"drift": "suggest", "drop": "auto"}
+    assert for_alarm(kinds, fresh, asked_at, 100, modes, 10) == wanted
+    assert for_alarm(kinds, fresh, asked_at, 100, {"drift": "off", "drop": "off"}, 10) is None

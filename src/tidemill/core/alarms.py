@@ -13,7 +13,6 @@ what shifted is taken as the new normal. From then on only a shift away from tha
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -30,7 +29,6 @@ SHARES: Mapping[Kind, float] = {"feature": 0.25, "prediction": 0.25, "outcome": 
 TOLD: tuple[Kind, ...] = ("error", "calibration", "outcome")
 """What only outcomes tell."""
 _ORDER: Mapping[Kind, int] = {**dict.fromkeys(TOLD, 0), "feature": 1, "prediction": 2}
-KNOWN_HOURS = 14 * 24
 
 
 class Limits(Struct, frozen=True):
@@ -44,13 +42,13 @@ class Limits(Struct, frozen=True):
     per_month: float = 1.0
     effect_min: float = 0.2
     cooldown_ms: int = 86_400_000
-    known_ms: int = KNOWN_HOURS * 3_600_000
+    known_ms: int = 14 * 86_400_000
 
 
 class Finding(Struct, frozen=True):
     """What a look found of one thing: how often an ordinary stretch is as far (``p``), how far it is (``effect``; of an
     error a rise is positive), its ``importance`` (1 for what is no feature), and what a person reads. ``known``: a state
-    that was accepted is as near.
+    that was accepted is as near. ``figures``: other distances of the field, which decide nothing.
     """
 
     name: str
@@ -60,6 +58,7 @@ class Finding(Struct, frozen=True):
     importance: float
     text: str
     known: bool = False
+    figures: dict[str, float] = {}
 
     @property
     def key(self) -> str:
@@ -184,7 +183,14 @@ def evidence(alarm: Alarm) -> dict[str, Any]:
         "alarm": alarm.id,
         "text": alarm.text,
         "findings": [
-            {"name": one.name, "kind": one.kind, "p": float(np.float32(one.p)), "effect": one.effect, "cost": one.cost}
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "p": one.p,
+                "effect": one.effect,
+                "cost": one.cost,
+                **one.figures,
+            }
             for one in alarm.findings[:20]
         ],
     }

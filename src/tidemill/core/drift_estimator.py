@@ -17,6 +17,7 @@ that is in both is taken for the side on which it was learnt, and 2,000 rows aga
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -130,8 +131,8 @@ def drop_features(schema: Schema, names: Collection[str]) -> Schema:
     return replace(schema, features=features, crosses=crosses)
 
 
-def sampled(matrix: Matrix, rows_max: int = ROWS_MAX) -> Matrix:
-    """At most ``rows_max`` rows, evenly spaced and in order: float64[min(n, rows_max), k]."""
+def sampled(matrix: NDArray[Any], rows_max: int = ROWS_MAX) -> NDArray[Any]:
+    """At most ``rows_max`` rows of an array, evenly spaced and in order."""
     rows = len(matrix)
     return matrix if rows <= rows_max else matrix[np.arange(rows_max) * rows // rows_max]
 

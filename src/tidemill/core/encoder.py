@@ -94,6 +94,13 @@ class Encoder:
         """The numbers of the matrix's columns that hold codes."""
         return (*self._category_features(), *range(len(self.schema.features), len(self.schema.columns)))
 
+    @property
+    def texts(self) -> dict[int, list[str]]:
+        """Of each of those columns the texts that its codes stand for, in order; a cross's parts are joined by ``*``."""
+        own = [self.categories[self.schema.features[i].name] for i in self._category_features()]
+        crosses = [["*".join(joint) for joint in cross] for cross in self.crosses]
+        return dict(zip(self.categorical, [*own, *crosses], strict=True))
+
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Encoded:
         """Encode columns of equal length; one that is not given is missing in every row."""
         rows = max((len(column) for column in columns.values()), default=0)

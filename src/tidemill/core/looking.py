@@ -168,7 +168,8 @@ class Comparer:
         shift = measure(column, counts, null)
         accepted = known.counts.get(f"{kind}:{column.name}")
         near = accepted is not None and _apart(null, np.array(accepted), counts) <= effect_min
-        return Finding(column.name, kind, shift.p, shift.effect, importance, told_of(column, shift, counted), near)
+        text = told_of(column, shift, counted)
+        return Finding(column.name, kind, shift.p, shift.effect, importance, text, near, _figures(shift))
 
     def _level(self, level: Level, kind: Kind, of: Tally, total: float, known: Known, effect_min: float) -> Finding:
         moved = move(level, of.labelled, total, self._blocks(of))
@@ -199,6 +200,18 @@ class Comparer:
             rows = max(1, int(ROWS_STEP**step))
             self._nulls[key] = null_of(column, rows, float(int(blocks)), self._seed, unheard)
         return self._nulls[key]
+
+
+def _figures(shift: Shift) -> dict[str, float]:
+    """What a person may want to see beside the effect."""
+    return {
+        "psi": shift.psi,
+        "kolmogorov_smirnov": shift.kolmogorov_smirnov,
+        "wasserstein": shift.wasserstein,
+        "missing": shift.missing,
+        "unseen": shift.unseen,
+        "outside": shift.outside,
+    }
 
 
 def _apart(null: Null, accepted: Counts, counts: Counts) -> float:

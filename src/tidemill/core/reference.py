@@ -33,7 +33,6 @@ BLOCKS_MIN = 14
 """With fewer their spread says little of how ordinary stretches differ: blocks are made shorter."""
 ANSWER_BINS = 10
 """Of predictions, open at both ends: another model than that of the training's folds serves, and its answers go further."""
-DAY_MS = 86_400_000
 FARTHEST = 1e300
 """A cut between two predictions is a number, how far they may lie apart."""
 LARGEST = 1e70
@@ -186,7 +185,7 @@ def reference(
     if scored is None:
         return Reference(features, shares.tolist(), blocked=blocked, block_ms=block_ms)
     kept = np.isfinite(scored.predictions if scored.predictions.ndim == 1 else scored.predictions.sum(axis=1))
-    labels, predictions, blocks = scored.labels[kept], scored.predictions[kept], _numbered(scored.blocks[kept])
+    labels, predictions, blocks = scored.labels[kept], scored.predictions[kept], numbered(scored.blocks[kept])
     told = answers(schema.task, labels, predictions)
     texts = [category_text(label) for label in schema.classes]
     return Reference(
@@ -220,7 +219,7 @@ def answer_column(task: Task, name: str, values: Values, texts: Sequence[str], b
     return category_column(name, texts, values, blocks) if task == "multiclass" else number_column(name, values, blocks)
 
 
-def block_width(times_ms: NDArray[np.int64], block_ms: int = DAY_MS) -> int:
+def block_width(times_ms: NDArray[np.int64], block_ms: int) -> int:
     """How long a block is: ``block_ms``, or shorter where that makes too few to compare, or longer where it makes too many;
     0 where there is no time.
     """
@@ -232,19 +231,18 @@ def block_width(times_ms: NDArray[np.int64], block_ms: int = DAY_MS) -> int:
 
 def blocks_of_times(times_ms: NDArray[np.int64], width_ms: int) -> Blocks:
     """The block of each row, int64[n] from 0; all 0 without a width."""
-    return _numbered((times_ms - times_ms.min()) // width_ms) if width_ms else np.zeros(len(times_ms), dtype=np.int64)
+    return numbered((times_ms - times_ms.min()) // width_ms) if width_ms else np.zeros(len(times_ms), dtype=np.int64)
 
 
 def blocks_of_keys(keys: Values) -> Blocks:
     """One block a value of ``keys`` (missing is a value), put together where there are too many; rows of a value stay
     together.
     """
-    numbers = _numbered(np.unique(keys, return_inverse=True)[1])
-    return numbers % BLOCKS_MAX
+    return numbered(keys) % BLOCKS_MAX
 
 
-def _numbered(blocks: Blocks) -> Blocks:
-    """The same from 0, without gaps."""
+def numbered(blocks: Blocks | Values) -> Blocks:
+    """The same from 0, without gaps, in rising order."""
     return np.unique(blocks, return_inverse=True)[1].astype(np.int64)
 
 
@@ -303,4 +301,4 @@ def _span(low: float, high: float) -> str:
     """An atom, or from where to where; just above an atom its own value reads better than the next float."""
     if np.nextafter(low, np.inf) == high:
         return f"{low:.6g}"
-    return f"{np.nextafter(low, -np.inf) if f'{low:.6g}' != repr(low) else low:.6g} to {high:.6g}"
+    return f"{np.nextafter(low, -np.inf) if low else low:.6g} to {high:.6g}"

@@ -13,6 +13,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from tidemill.core.shift import chi_squared, jensen_shannon
+
 Values = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
@@ -87,13 +89,7 @@ def _scores(name: str, ours: Values, others: Values) -> Looked:
 
 
 def _counts(name: str, ours: Counts, others: Counts) -> Looked:
-    from scipy.stats import chi2_contingency
-
-    table = np.stack([ours, others])
-    table = table[:, table.sum(axis=0) > 0]
-    possible = table.shape[1] > 1 and bool((table.sum(axis=1) > 0).all())
-    p = float(chi2_contingency(table, correction=False).pvalue) if possible else 1.0
-    return Looked(name, served_distance(ours, others) if possible else 0.0, p)
+    return Looked(name, served_distance(ours, others), chi_squared(ours, others)[1])
 
 
 def served_distance(labelled: Counts, unlabelled: Counts) -> float:
@@ -107,14 +103,7 @@ def served_distance(labelled: Counts, unlabelled: Counts) -> float:
         return 0.0
     both = labelled + unlabelled
     expected = (np.count_nonzero(both) - 1) * (1 / ours + 1 / others) * (others / (ours + others)) ** 2 / (8 * np.log(2))
-    return float(np.sqrt(max(0.0, _divergence(labelled / ours, both / both.sum()) - expected)))
-
-
-def _divergence(one: Values, other: Values) -> float:
-    """Jensen-Shannon, in bits."""
-    middle = (one + other) / 2
-    sums = [np.sum(part[part > 0] * np.log2(part[part > 0] / middle[part > 0])) for part in (one, other)]
-    return float(sums[0] + sums[1]) / 2
+    return float(np.sqrt(max(0.0, float(jensen_shannon(labelled, both)) ** 2 - expected)))
 
 
 def _too_few(labelled: int, unlabelled: int, least: int) -> str:

@@ -1,15 +1,15 @@
 """When to train a new model, and what becomes of commands that wait."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 from msgspec.structs import replace
 
-from tidemill.messages import Retrain
+from tidemill.core.alarms import Kind
+from tidemill.messages import Mode, Retrain
 
 FIRST = "first"
 """The id of the command that asks for a first model from the original data alone; asked for again, it has a number."""
-
-
 NEVER = 1 << 62
 AHEAD_MS = 3_600_000
 """So far a service's clock may be ahead of the log's; a time beyond is taken for this."""
@@ -52,6 +52,24 @@ def periodic(
     if period <= began or observed <= learnt or any(command.id == id for command in sent):
         return None
     return Retrain(id=id, reason="period", data_version=observed, requested_at=now_ms)
+
+
+def for_alarm(
+    kinds: Collection[Kind], fresh: bool, asked_at: int | None, at_ms: int, modes: Mapping[str, Mode], cooldown_ms: int
+) -> tuple[Literal["drift", "drop"], Mode] | None:
+    """What an alarm of these kinds of findings, at ``at_ms``, asks for: the reason, and whether a retraining is to be made
+    or suggested; None for nothing.
+
+    It is a drop where the model is wrong, else a drift; ``modes`` says what each leads to. A retraining is asked for as long
+    as the alarm is up, but for ``cooldown_ms`` after the last one (``asked_at``); it is suggested when the alarm is
+    ``fresh``: has come up, or worsened.
+    """
+    reason: Literal["drift", "drop"] = "drop" if {"error", "calibration"} & set(kinds) else "drift"
+    mode = modes[reason]
+    cooling = asked_at is not None and 0 <= at_ms - asked_at < cooldown_ms
+    if mode == "off" or (mode == "auto" and cooling) or (mode == "suggest" and not fresh):
+        return None
+    return reason, mode
 
 
 def first(champion: bool, sent: Collection[str], now_ms: int, decided: Collection[str] = ()) -> Retrain | None:

@@ -107,6 +107,12 @@ class Null(NamedTuple):
     freedom: float
     blocks_freedom: float
 
+    @classmethod
+    def of(cls, squared: NDArray[np.float64], blocks_freedom: float) -> "Null":
+        """Of drawn ones, float64[draws]."""
+        mean, variance = float(squared.mean()), float(squared.var(ddof=1))
+        return cls(mean, 2 * mean**2 / variance if variance > 0 else 1.0, blocks_freedom)
+
     def p(self, squared: float) -> float:
         """How often an ordinary stretch has at least this squared distance."""
         if squared <= 0 or self.mean <= 0:
@@ -127,10 +133,7 @@ def null_of(column: Column, rows: int, blocks: float, seed: int, unheard: bool =
     references, windows = _blocks_drawn(counts, rows, blocks, rng) if blocked else _rows_drawn(counts.sum(axis=0), rows, rng)
     if unheard:
         windows = windows + _unheard_of(column, counts.sum(axis=0), rows, rng)[: len(windows)]
-    squared = jensen_shannon(references, windows) ** 2
-    mean, variance = float(squared.mean()), float(squared.var(ddof=1))
-    freedom = 2 * mean**2 / variance if variance > 0 else 1.0
-    return Null(mean, freedom, len(counts) - 1 if blocked else EXACT)
+    return Null.of(jensen_shannon(references, windows) ** 2, len(counts) - 1 if blocked else EXACT)
 
 
 def measure(column: Column, window: Counts, null: Null) -> Shift:

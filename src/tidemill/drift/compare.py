@@ -29,6 +29,7 @@ from tidemill.core.reference import (
     blocks_of_times,
     category_column,
     number_column,
+    numbered,
 )
 from tidemill.core.shift import EXACT, Null, chi_squared, is_unheard_of, jensen_shannon, measure, null_of, shares
 from tidemill.drift.tables import Pair, Table
@@ -203,10 +204,9 @@ def _chosen(asked: Sequence[str], known: Sequence[str]) -> list[str]:
 
 def _makers(encoder: Encoder) -> list[Callable[[Values, Blocks], Column]]:
     """Of each column of the matrix. A text that A does not have is unseen, whoever has it."""
-    crosses = [["*".join(joint) for joint in cross] for cross in encoder.crosses]
-    texts = [*(encoder.categories.get(feature.name, []) for feature in encoder.schema.features), *crosses]
+    texts = encoder.texts
     return [
-        partial(category_column, name, texts[i]) if i in encoder.categorical else partial(number_column, name)
+        partial(category_column, name, texts[i]) if i in texts else partial(number_column, name)
         for i, name in enumerate(encoder.schema.columns)
     ]
 
@@ -254,7 +254,7 @@ def _target(pair: Pair, blocks: Blocks) -> tuple[_Measured | None, list[str]]:
     )
     texts = [category_text(label) for label in schema.classes]
     make = partial(category_column, name, texts) if texts else partial(number_column, name)
-    kept = np.unique(blocks[known[0]], return_inverse=True)[1].astype(np.int64)
+    kept = numbered(blocks[known[0]])
     sides = zip(("A", "B"), counts, (pair.a.rows, pair.b.rows), strict=True)
     notes = [f"{name}: the outcomes of {count:,} of {side}'s {rows:,} rows" for side, count, rows in sides if count < rows]
     return _Measured(make, a, b, kept, target=True), notes
@@ -302,18 +302,13 @@ def _shift(one: _Measured, blocking: Blocking, seed: int) -> ColumnShift:
 def _split_null(one: _Measured, seed: int) -> Null:
     """Of A and B put together and split by chance, the bins made of each A anew: they fit best what they were made of."""
     rows, rng = len(one.a), np.random.default_rng(seed)
-    pool, blocks = np.concatenate([one.a, _thinned(one.b)]), np.zeros(rows, dtype=np.int64)
+    pool, blocks = np.concatenate([one.a, sampled(one.b, SPLIT_ROWS)]), np.zeros(rows, dtype=np.int64)
     squared = np.empty(SPLITS)
     for number in range(SPLITS):
         pool = rng.permutation(pool)
         column = one.make(pool[:rows], blocks)
         squared[number] = jensen_shannon(np.array(column.counts[0]), column.count(pool[rows:])) ** 2
-    mean, variance = float(squared.mean()), float(squared.var(ddof=1))
-    return Null(mean, 2 * mean**2 / variance if variance > 0 else 1.0, EXACT)
-
-
-def _thinned(values: Values) -> Values:
-    return values[:: -(-len(values) // SPLIT_ROWS) or 1]
+    return Null.of(squared, EXACT)
 
 
 def _raw(a: Values, b: Values) -> tuple[float | None, float | None, float | None]:

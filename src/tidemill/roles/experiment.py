@@ -90,8 +90,6 @@ class Found(NamedTuple):
 
 DRIFT_ROWS_MIN = 200
 """On either side, before a feature is left out: with fewer a feature that has not changed scores 0.2 and more."""
-
-
 OWN_ROWS = 50_000
 """Of a model's training set at most so many are answered for its reference, evenly spaced."""
 
@@ -161,24 +159,22 @@ def refer(
     said of those of the search by models that had not learnt from them.
     """
     encoder = prepared.encoder
-    texts: list[list[str]] = [encoder.categories.get(feature.name, []) for feature in encoder.schema.features]
-    texts += [["*".join(joint) for joint in cross] for cross in encoder.crosses]
-    width = 0 if block.feature else block_width(prepared.times_ms, block.width_ms)
-    blocks = _blocks(prepared, block.feature, width)
-    step = -(-len(blocks) // OWN_ROWS) or 1
+    feature = block.feature if block.feature in encoder.schema.columns else ""  # it may have been left out for its drift
+    width = 0 if feature else block_width(prepared.times_ms, block.width_ms)
+    blocks = _blocks(prepared, feature, width)
     return reference(
         encoder.schema,
         prepared.samples.matrix,
-        {i: texts[i] for i in encoder.categorical},
+        encoder.texts,
         importances,
         blocks,
         width,
         Scored(
             found.labels,
             found.predictions,
-            _blocks(searched, block.feature, width),
-            model.predict(prepared.samples.matrix[::step]),
-            blocks[::step],
+            _blocks(searched, feature, width),
+            model.predict(sampled(prepared.samples.matrix, OWN_ROWS)),
+            sampled(blocks, OWN_ROWS),
         ),
     )
 
@@ -189,8 +185,6 @@ def _blocks(prepared: Prepared, feature: str, width_ms: int) -> NDArray[np.int64
     if not feature:
         times = prepared.times_ms
         return blocks_of_times(times, width_ms) if len(times) else np.zeros(len(prepared.samples.labels), dtype=np.int64)
-    if feature not in columns:
-        raise ConfigError(f"drift.block: no feature {feature!r}; there are {', '.join(columns)}")
     return blocks_of_keys(prepared.samples.matrix[:, columns.index(feature)])
 
 

@@ -24,8 +24,8 @@ Positions = dict[int, int]
 
 class Look(Struct):
     """A row of the table, and the state after it. ``requests`` and ``predictions`` are positions after those that it
-    counted, ``began`` those of the requests before; ``observed`` how many observations there were, ``counted`` how many
-    delays are in ``delays``; ``asked_at`` when a retraining was asked for last.
+    counted, ``began`` those of the requests before; ``since`` a number that none of its observations is below, ``counted``
+    how many delays are in ``delays``; ``asked_at`` when a retraining was asked for last.
     """
 
     number: int

@@ -28,13 +28,13 @@ from tidemill.core.metrics import Metric
 from tidemill.core.outcomes import label_numbers
 from tidemill.core.reference import answers
 from tidemill.core.representative import representative
-from tidemill.core.retraining import AHEAD_MS
+from tidemill.core.retraining import AHEAD_MS, for_alarm
 from tidemill.errors import BadRecord
 from tidemill.lake import Lake
 from tidemill.log.base import Log, Message
 from tidemill.messages import Event, JournalEntry, Retrain, Topics, to_bytes
 from tidemill.roles.looks import KEPT, Look, Matured, Positions, interval, marks_of, read_looks, within, write_look
-from tidemill.roles.promotion import read_slots
+from tidemill.roles.promotion import announced, read_slots
 from tidemill.roles.reading import read_messages
 from tidemill.roles.tail import Tail
 from tidemill.roles.watched import Watched, watched
@@ -44,10 +44,10 @@ from tidemill.settings import Retrain as RetrainSettings
 logger = structlog.get_logger()
 
 ROLE = "monitor"
-LOOK_ROWS = 20_000
-"""Requests of a look at most: some 20 MB."""
-LOOK_WINDOWS = 5
-"""Times ``drift.window_rows`` that a look takes where the monitor is behind; its outcomes are judged with the next one."""
+LOOK_WINDOWS, LOOK_ROWS = 5, 20_000
+"""Where the monitor is behind, a look takes so many times ``drift.window_rows``, and so many rows of each partition, at
+most: its outcomes are judged with the next one.
+"""
 TIMES = (0.05, 0.95)
 """A look reaches from here to there of its requests' times: one that lies in another century must not stretch it."""
 CONFIDENCE = 0.9
@@ -87,6 +87,7 @@ class Watcher:
         self._metric = metric
         self._seed = seed
         self._clock = clock
+        self._rows_max = max(drift.window_rows, min(LOOK_ROWS, LOOK_WINDOWS * drift.window_rows))
         self._limits = Limits(drift.false_alarms, drift.effect_min, _ms(drift.cooldown_hours), _ms(drift.known_hours))
 
     def hold(self) -> bool:
@@ -98,8 +99,8 @@ class Watcher:
         self._send = send
         self._looks, self._matured = read_looks(self._lake)
         last = self._last
-        self._requests = self._tail("requests", last.requests if last else {})
-        self._predictions = self._tail("predictions", last.predictions if last else {})
+        self._requests = Tail(self._lake, "requests", dict(last.requests) if last else {})
+        self._predictions = Tail(self._lake, "predictions", dict(last.predictions) if last else {})
         self._waits = Waits(list(last.delays)) if last else Waits()
         self._counted = last.counted if last else 0
         self._now_ms = max([0, *(one.tally.ended_at for one in self._looks.values())])
@@ -116,8 +117,6 @@ class Watcher:
 
     def turn(self, observed: int) -> bool:
         """The outcomes of an older look, which the next one judges, or else a look; False where there is neither."""
-        if not self._drift.window_rows:
-            return False
         return self._mature(observed) or self._look(observed)
 
     # -- looking
@@ -126,7 +125,7 @@ class Watcher:
         version = self._lake.version("requests")
         if version == self._short_at:
             return False
-        rows = self._requests.read(min(LOOK_ROWS, LOOK_WINDOWS * self._drift.window_rows))
+        rows = self._requests.read(self._rows_max)
         if rows is None or rows.height < self._drift.window_rows:
             self._short_at = version
             return False
@@ -160,7 +159,7 @@ class Watcher:
 
     def _served(self, model: Watched) -> NDArray[np.float64]:
         """The champion's new answers."""
-        rows = self._predictions.read(LOOK_ROWS)
+        rows = self._predictions.read(max(LOOK_ROWS, self._rows_max))
         if rows is None:
             return np.zeros(0)
         self._predictions.advance(rows)
@@ -238,20 +237,20 @@ class Watcher:
         return {str(entry.evidence.get("alarm")) for entry in journal if entry.kind == "acknowledgement"}
 
     def _ask(self, found: Look, observed: int) -> None:
-        """A retraining, or the advice of one, for an alarm: when it comes up or worsens, and after each cooldown."""
+        """What the alarm that is up asks for."""
         alarm, at = found.state.alarm, found.tally.ended_at
         if alarm is None:
             return
         fresh = found.change is not None and found.change.name != "alarm_cleared"
-        if not fresh and found.asked_at is not None and at - found.asked_at < _ms(self._retrain.cooldown_hours):
+        modes, cooldown = {"drift": self._retrain.drift, "drop": self._retrain.drop}, _ms(self._retrain.cooldown_hours)
+        wanted = for_alarm([one.kind for one in alarm.findings], fresh, found.asked_at, at, modes, cooldown)
+        if wanted is None:
             return
-        reason = "drop" if any(finding.kind in ("error", "calibration") for finding in alarm.findings) else "drift"
-        mode = getattr(self._retrain, reason)
-        if mode == "off" or (not fresh and mode == "suggest"):
-            return
-        found.asked_at, found.suggested = at, mode == "suggest"
-        id = f"{reason}-{found.number}"
-        found.command = Retrain(id, reason, observed, self._clock.now_ms(), evidence(alarm))
+        reason, mode = wanted
+        found.suggested = mode == "suggest"
+        if mode == "auto":
+            found.asked_at = at
+        found.command = Retrain(f"{reason}-{found.number}", reason, observed, self._clock.now_ms(), evidence(alarm))
 
     # -- outcomes
 
@@ -278,7 +277,7 @@ class Watcher:
         same = before is not None and self._looks[before.number].bundle == of.bundle
         found = Matured(of.number, of.tally, labelled, observed, errors=before.errors if before and same else Adwin())
         mine = self._model is not None and self._model.bundle == of.bundle
-        model = self._model if mine else watched(self._store, of.bundle, self._seed)[0]
+        model = self._model if mine else self._older(of)
         if model is not None and model.reference.outcomes:
             self._tell(found, of, model)
         write_look(self._lake, found, {"watch:matured": of.number + 1}, of.bundle)
@@ -333,10 +332,11 @@ class Watcher:
         return labels, model.scores.predictions(scores), found["request_id"]
 
     def _unlabelled(self, model: Watched, of: Look, ids: pl.Series) -> NDArray[np.float64]:
-        """What the model said of the look's requests that have no outcome."""
+        """What the model said of the look's requests that have no outcome, by the look after it."""
         asked = self._lake.scan("requests", of.began, of.requests).select("request_id")
-        earlier = self._looks.get(of.number - 1)
-        answered = self._lake.scan("predictions", earlier.predictions if earlier else None)
+        earlier, later = self._looks.get(of.number - 1), self._looks.get(of.number + 1)
+        since, until = earlier.predictions if earlier else None, later.predictions if later else None
+        answered = self._lake.scan("predictions", since, until)
         mine = answered.join(asked, on="request_id", how="semi")
         rows = self._lake.read(mine.select("request_id", "bundle", "value"))
         return model.predictions(rows.filter(~pl.col("request_id").is_in(ids.implode())))
@@ -413,10 +413,12 @@ class Watcher:
                 self._model.calibration = self._calibrated(self._model)
         return self._model
 
-    # -- writing and telling
+    def _older(self, of: Look) -> Watched | None:
+        """What served at a look, where it serves no more."""
+        version = announced(self._log, self._topics).get(of.version)
+        return watched(self._store, of.bundle, self._seed, version)[0]
 
-    def _tail(self, table: Any, stored: Positions) -> Tail:
-        return Tail(self._lake, table, dict(stored))
+    # -- telling
 
     def _say(self, found: Look) -> None:
         """The look's events, and its command."""
@@ -443,10 +445,12 @@ class Watcher:
         self._log.append([Message(self._topics.events, to_bytes(event))])
 
     def _forget(self) -> None:
-        """Looks beyond those that a start would read."""
+        """Looks beyond those that a start would read; one whose outcomes are not in by then is never told."""
         for number in sorted(self._looks)[:-KEPT]:
             del self._looks[number]
-            self._matured.pop(number, None)
+            if self._matured.pop(number, None) is None:
+                reason = f"its outcomes were not in after {KEPT} looks: a larger drift.window_rows makes fewer"
+                logger.warning("window_forgotten", window=number, reason=reason)
 
 
 def _ms(hours: float) -> int:
