@@ -20,6 +20,7 @@ from tidemill.core.shift import (
     Moved,
     Null,
     chi_squared,
+    is_unheard_of,
     jensen_shannon,
     kolmogorov_smirnov,
     measure,
@@ -374,6 +375,25 @@ def test_a_shift_is_found_among_blocks_that_differ() -> None:
         column = number_column("x", *series.blocks(rng, 50))
         window = series.window(rng, 500) + 2 * math.sqrt(2)
         assert measure(column, column.count(window), null_of(column, 500, 5, seed)).p < 0.01
+
+
+@pytest.mark.parametrize(("blocks", "rows"), [(60, 100), (60, 5)])
+def test_texts_of_which_new_ones_keep_coming_have_not_shifted(blocks: int, rows: int) -> None:
+    """Thousands of rare texts, many of which the reference cannot have: new ones stand where other rare ones would. Of 40
+    ordinary windows of a quarter of the reference 6 may be called unusual at 0.05, three times the share.
+    """
+    chances = 1 / np.arange(1, 3001) ** 1.1
+    found = []
+    for seed in range(40):
+        drawn = np.random.default_rng(seed).choice(3000, (blocks + blocks // 4) * rows, p=chances / chances.sum())
+        texts, learnt = np.unique(drawn[: blocks * rows], return_inverse=True)
+        code = {text: float(number) for number, text in enumerate(texts.tolist())}
+        served = np.array([code.get(text, math.nan) for text in drawn[blocks * rows :].tolist()])
+        column = category_column("c", list(map(str, texts)), learnt.astype(float), np.repeat(np.arange(blocks), rows))
+        window = column.count(served, int(np.isnan(served).sum()))
+        assert is_unheard_of(column, window)
+        found.append(measure(column, window, null_of(column, len(served), blocks / 4, 0, unheard=True)).p)
+    assert sum(p <= 0.05 for p in found) <= 6
 
 
 @few

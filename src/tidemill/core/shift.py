@@ -132,7 +132,10 @@ def null_of(column: Column, rows: int, blocks: float, seed: int, unheard: bool =
     blocked = blocks > 0 and len(counts) > 1
     references, windows = _blocks_drawn(counts, rows, blocks, rng) if blocked else _rows_drawn(counts.sum(axis=0), rows, rng)
     if unheard:
-        windows = windows + _unheard_of(column, counts.sum(axis=0), rows, rng)[: len(windows)]
+        new = _unheard_of(column, counts.sum(axis=0), rows, rng)[: len(windows)]
+        windows = windows + new
+        if column.is_category:  # a rare text that is new stands where another rare one would
+            windows[:, -3] -= np.minimum(new[:, -2], windows[:, -3])
     return Null.of(jensen_shannon(references, windows) ** 2, len(counts) - 1 if blocked else EXACT)
 
 
