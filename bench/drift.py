@@ -8,200 +8,38 @@ categories).
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import polars as pl
 from msgspec import Struct
 from numpy.typing import NDArray
 from scipy import stats
 
-import tidemill
+from bench.drift_watch import Counted, Learnt, Matrix, Rows, Table, Values, Watching, adult, count, learn
+from bench.drift_year import LOOK, flights, years
 from bench.report import _table
-from tidemill.core.alarms import MONTH_MS, Change, Finding, Limits, Watch, alpha_of, look, passing
+from tidemill.core.alarms import MONTH_MS, Finding, Limits, passing
 from tidemill.core.decoding import Decoder
 from tidemill.core.drift_estimator import forest, joint_drift, sampled
-from tidemill.core.encoder import Encoder
-from tidemill.core.folds import Split, make_folds
-from tidemill.core.inference import Choices, infer
-from tidemill.core.looking import Comparer, Known, Size, Tally, window
-from tidemill.core.reference import Blocks, Reference, Scored, answers, blocks_of_times, reference, said
-from tidemill.core.schema import Schema
+from tidemill.core.looking import Comparer, Known
 from tidemill.core.shift import chi_squared, psi
-from tidemill.demo.plans import PLANS
-from tidemill.learners.base import Model, Samples, out_of_fold
 from tidemill.learners.domain_classifier import lightgbm as domain_classifier
-from tidemill.learners.lightgbm import LightGBM
-from tidemill.tables import columns_for_inference, columns_of, read_table
 
-Matrix = NDArray[np.float64]
-Values = NDArray[np.float64]
-Rows = NDArray[np.intp]
-
-DATASETS = Path(tidemill.__file__).parent / "datasets"
 REFERENCE_ROWS = 20_000
 SIZES = (50, 200, 1000, 5000)
 A_MONTH = (30, 300, 3000)
 """Looks a month, with one false alarm a month."""
 LEVELS = (0.05, 0.01, 0.001, 0.0001)
-PARAMETERS = {"learning_rate": 0.1, "num_leaves": 31}
-ROUNDS = 60
 PSI_LIMIT, MLBOX_LIMIT, P_LIMIT = 0.2, 0.6, 0.05
-FLIGHTS_ROWS = 26_000
-LOOK = 1000
-DAY_MS = 86_400_000
-RETRAIN_EVERY = 10_000
 COST_LOOKS = 20
 MLBOX_WINDOWS = {50: 6, 200: 20, 1000: 20, 5000: 6}
 """Of each order of the rows, for the joint estimate, which takes longer than all else."""
 ORDERS, WINDOWS = 50, 40
 """Of Adult's rows, and windows drawn of each size in each."""
-WEATHER = {"temp", "dewp", "wind_speed", "precip", "pressure", "visib"}
 MLBOX_ROWS = 2000
 """Of the reference, for the joint estimate."""
-
-
-class Table(NamedTuple):
-    """A data set as the project reads it: values by feature, labels (NaN where there is none), times."""
-
-    schema: Schema
-    frame: pl.DataFrame
-    labels: Values
-    times_ms: NDArray[np.int64]
-
-
-class Learnt(NamedTuple):
-    """A model and what it learnt from: ``rows`` of the table, with ``predictions`` of models that had not seen them;
-    ``matrix`` is all of the table, with -1 for an unseen category.
-    """
-
-    table: Table
-    encoder: Encoder
-    model: Model
-    importances: Values
-    matrix: Matrix
-    rows: Rows
-    predictions: Values
-    split: Split
-    seed: int
-
-    def refer(self, blocks: Blocks, block_ms: int = 0) -> Comparer:
-        """As the trainer writes the reference, by the block of each row."""
-        schema, labels, texts = self.table.schema, self.table.labels[self.rows], self.encoder.texts
-        scored = Scored(labels, self.predictions, blocks, self.model.predict(self.matrix[self.rows]), blocks)
-        found = reference(schema, self.matrix[self.rows], texts, self.importances, blocks, block_ms, scored)
-        return Comparer(found, self.seed)
-
-    def apart(self) -> Comparer:
-        """Of rows without an order."""
-        return self.refer(np.zeros(len(self.rows), dtype=np.int64))
-
-
-class Counted(NamedTuple):
-    """Rows, ready to be counted: by feature and for what the model says the bin of each; of the outcomes too, and how far
-    the model was off (anything where there is no label: ``labelled``).
-    """
-
-    features: NDArray[np.intp]
-    predictions: NDArray[np.intp]
-    outcomes: NDArray[np.intp]
-    errors: Values
-    residuals: Values
-    labelled: NDArray[np.bool_]
-    widths: tuple[list[int], int, int]
-
-    def tally(self, rows: Rows, began_at: int = 0, ended_at: int = 1) -> Tally:
-        """As the watch has it once the outcomes are in."""
-        wide, predictions, outcomes = self.widths
-        known = rows[self.labelled[rows]]
-        return Tally(
-            len(rows),
-            began_at,
-            ended_at,
-            [np.bincount(self.features[rows, i], minlength=bins).tolist() for i, bins in enumerate(wide)],
-            np.bincount(self.predictions[rows], minlength=predictions).tolist(),
-            np.bincount(self.outcomes[known], minlength=outcomes).tolist(),
-            float(self.errors[known].sum()),
-            float(self.residuals[known].sum()),
-        )
-
-
-def adult() -> Table:
-    """Without the census weight. There is no time in it."""
-    frame = read_table(DATASETS / "adult.parquet")
-    choices = Choices(target="income_over_50k", ignore=("split", "fnlwgt"))
-    schema = infer(columns_for_inference(frame), choices).schema
-    return Table(schema, frame, frame["income_over_50k"].to_numpy().astype(np.float64), np.zeros(frame.height, np.int64))
-
-
-def learn(table: Table, rows: Rows, split: Split, seed: int) -> Learnt:
-    """LightGBM on the rows, with out-of-fold predictions of three folds, and the whole table encoded."""
-    names = [feature.name for feature in table.schema.features]
-    encoder = Encoder.fit(table.schema, columns_of(table.frame[rows], names))
-    matrix = encoder.encode(columns_of(table.frame, names)).matrix
-    for i in encoder.categorical:
-        unseen = np.isnan(matrix[:, i]) & table.frame[names[i]].is_not_null().to_numpy()
-        matrix[unseen, i] = -1
-    samples = Samples(matrix[rows], table.labels[rows], None, table.schema.columns, encoder.categorical, "binary", 2)
-    learner = LightGBM()
-    folds = make_folds(samples.labels, "binary", 3, split, seed)
-    predictions = out_of_fold(learner, samples, folds, PARAMETERS, ROUNDS, seed, 1)
-    model = learner.fit(samples, PARAMETERS, ROUNDS, seed, 1)
-    return Learnt(table, encoder, model, learner.importances(model.to_bytes()), matrix, rows, predictions, split, seed)
-
-
-def count(learnt: Learnt, found: Reference, matrix: Matrix, labels: Values) -> Counted:
-    """Rows as they are served, and their labels, NaN where there is none."""
-    plain = matrix.copy()
-    for i in learnt.encoder.categorical:
-        plain[plain[:, i] < 0, i] = np.nan
-    predictions = learnt.model.predict(plain)
-    labelled = ~np.isnan(labels)
-    known = np.where(labelled, labels, 0.0)
-    told = answers("binary", known, predictions)
-    return Counted(
-        np.column_stack([column.bin_of(matrix[:, i]) for i, column in enumerate(found.features)]),
-        found.predictions[0].bin_of(said("binary", predictions)),
-        found.outcomes[0].bin_of(known),
-        told.errors,
-        told.residuals,
-        labelled,
-        ([column.bins for column in found.features], found.predictions[0].bins, found.outcomes[0].bins),
-    )
-
-
-class Watching:
-    """What ``roles/watch.py`` decides at each look, without its tables: outcomes are in at once."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.state = Watch()
-        self.known = Known()
-        self._number = 0
-        self._ended: list[int] = []
-
-    def renew(self) -> None:
-        """Another model serves."""
-        self.known = Known()
-
-    def look(self, at_ms: int, findings: Sequence[Finding]) -> tuple[list[Finding], Change | None, float]:
-        """What passes, what became of the alarm, and the look's part of the budget."""
-        recent = self._ended[-100:]
-        alpha = alpha_of(self.limits, len(recent), at_ms - recent[0] if recent else 0)
-        self._ended.append(at_ms)
-        passed = passing(findings, alpha, self.limits)
-        self.state, change = look(self.state, self._number, at_ms, passed, self.limits)
-        self._number += 1
-        return passed, change, alpha
-
-    def accept(self, change: Change, comparer: Comparer, served: Tally, told: Tally | None) -> None:
-        """What a cleared alarm leaves behind."""
-        if change.accept:
-            self.known = comparer.accept(self.known, change.alarm.findings, served, told)
 
 
 class Rules:
@@ -594,184 +432,6 @@ def delays(found: Sequence[Delay]) -> list[Delays]:
     return tables
 
 
-# -- flights
-
-
-class Year(NamedTuple):
-    """What the watch did over the stream: its alarms, and what was up at each look."""
-
-    at: list[int]
-    up: list[set[str]]
-    """By look the names of what the alarm that is up has found; empty where none is."""
-    raised: list[tuple[int, str, list[Finding]]]
-    worsened: list[tuple[int, str, list[Finding]]]
-    cleared: list[tuple[int, str, str]]
-
-
-def flights() -> Table:
-    """In the order of requests."""
-    plan = PLANS["flights"]
-    frame = read_table(DATASETS / "flights.parquet").sort("id")
-    schema = infer(columns_for_inference(frame), plan.choices).schema
-    labels = frame["late"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    return Table(schema, frame, labels, frame["request_time"].dt.epoch("ms").to_numpy())
-
-
-def shuffled(table: Table, days: int, seed: int) -> Table:
-    """Stretches of so many days, whole, in another order; each row keeps its time of the day."""
-    day = (table.times_ms - table.times_ms[0]) // DAY_MS
-    stretch = day // days
-    order = np.random.default_rng(seed).permutation(int(stretch.max()) + 1)
-    begins, at = {}, 0
-    for one in order:
-        begins[int(one)] = at
-        at += min(days, int(day.max()) + 1 - int(one) * days)
-    shift = np.array([begins[one] - one * days for one in range(len(order))])
-    times = table.times_ms + shift[stretch] * DAY_MS
-    rows = np.argsort(times, kind="stable")
-    return Table(table.schema, table.frame[rows], table.labels[rows], times[rows])
-
-
-def first_rows(table: Table) -> Rows:
-    """The original data: the first rows that have an outcome."""
-    return np.flatnonzero(~np.isnan(table.labels))[:FLIGHTS_ROWS]
-
-
-def stream_of(learnt: Learnt) -> Counted:
-    """What comes after the original data; its bins do not depend on blocks."""
-    start = int(learnt.rows[-1]) + 1
-    return count(learnt, learnt.apart().reference, learnt.matrix[start:], learnt.table.labels[start:])
-
-
-def year(
-    learnt: Learnt,
-    counted: Counted,
-    block_days: float,
-    window_blocks: int,
-    limits: Limits,
-    every: int = 0,
-    keep: int = 50_000,
-) -> Year:
-    """Looks of 1,000 requests from the end of the original data on (``counted`` as ``stream_of`` has it). ``every`` so many
-    outcomes another model serves, which learnt from the newest ``keep``.
-    """
-    table = learnt.table
-    watching, found = Watching(limits), Year([], [], [], [], [])
-    start = int(learnt.rows[-1]) + 1
-    outcomes = np.cumsum(~np.isnan(table.labels))
-    due = FLIGHTS_ROWS + every
-    width = round(block_days * DAY_MS)
-    comparer = learnt.refer(blocks_of_times(table.times_ms[learnt.rows], width), width)
-    offset, tallies = start, list[Tally]()
-    for begin in range(start, len(table.labels) - LOOK, LOOK):
-        if every and outcomes[begin - 1] >= due:
-            rows = np.flatnonzero(~np.isnan(table.labels[:begin]))[-keep:]
-            learnt = learn(table, rows, "time", 0)
-            comparer = learnt.refer(blocks_of_times(table.times_ms[rows], width), width)
-            end = begin + every * 2
-            counted = count(learnt, comparer.reference, learnt.matrix[begin:end], table.labels[begin:end])
-            offset, due = begin, due + every
-            tallies.clear()
-            watching.renew()
-        times = table.times_ms[begin : begin + LOOK]
-        tallies.append(counted.tally(np.arange(begin - offset, begin - offset + LOOK), int(times[0]), int(times[-1])))
-        whole = width * window_blocks
-        seen = window(tallies, Size(LOOK, whole // 3, whole))
-        findings: list[Finding] = []
-        if seen is not None:
-            least = limits.effect_min
-            findings = comparer.served(seen, watching.known, least) + comparer.told(seen, watching.known, least)
-            at = int(times[-1])
-            _, change, _ = watching.look(at, findings)
-            if change is not None:
-                watching.accept(change, comparer, seen, seen)
-                told = (at, change.alarm.text, change.alarm.findings)
-                if change.name == "alarm_raised":
-                    found.raised.append(told)
-                elif change.name == "alarm_worsened":
-                    found.worsened.append(told)
-                else:
-                    found.cleared.append((at, change.why, change.alarm.id))
-        found.at.append(int(times[-1]))
-        alarm = watching.state.alarm
-        found.up.append({one.name for one in alarm.findings} if alarm else set())
-    return found
-
-
-class Alarmed(Struct, frozen=True):
-    """A year of flights: shares of the looks at which an alarm is up, and at which it is about weather alone; when between
-    4 April and 2 May one was raised, or worsened, that names outcomes, errors or calibration (empty: none was).
-    """
-
-    data: str
-    model: str
-    block_days: float
-    window_blocks: int
-    looks: int
-    allowed: float
-    alarms: int
-    up: float
-    weather_alone: float
-    april: str
-    april_names: str
-
-
-APRIL = tuple(int(datetime(2013, *day, tzinfo=UTC).timestamp() * 1000) for day in ((4, 4), (5, 3)))
-TOLD = {"outcome", "error", "calibration"}
-
-
-def alarmed(data: str, model: str, block_days: float, window_blocks: int, found: Year) -> Alarmed:
-    """In figures."""
-    april = [
-        (at, sorted({one.kind for one in findings} & TOLD))
-        for at, _, findings in sorted([*found.raised, *found.worsened], key=lambda told: told[0])
-        if APRIL[0] <= at < APRIL[1] and {one.kind for one in findings} & TOLD
-    ]
-    looks = len(found.up)
-    return Alarmed(
-        data,
-        model,
-        block_days,
-        window_blocks,
-        looks,
-        (found.at[-1] - found.at[0]) / MONTH_MS * Limits().per_month,
-        len(found.raised),
-        sum(bool(names) for names in found.up) / looks,
-        sum(bool(names) and names <= WEATHER for names in found.up) / looks,
-        _day(april[0][0]) if april else "",
-        ", ".join(april[0][1]) if april else "",
-    )
-
-
-def _day(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%d %b")
-
-
-def years(effort: "Effort") -> list[Alarmed]:
-    """The real year by blocks and windows, with a model that stays and with one that is renewed; and years whose days, or
-    weeks, come in another order.
-    """
-    real = flights()
-    learnt = learn(real, first_rows(real), "time", 0)
-    counted = stream_of(learnt)
-    pairs = [(days, blocks) for days in effort.block_days for blocks in effort.window_blocks]
-    found = [alarmed("flights", "first", *pair, year(learnt, counted, *pair, Limits())) for pair in pairs]
-    renewed = year(learnt, counted, 2, 7, Limits(), every=RETRAIN_EVERY)
-    found.append(alarmed("flights", f"every {RETRAIN_EVERY:,}", 2, 7, renewed))
-    for seed in range(effort.shuffles):
-        for days in (1, 7):
-            table = shuffled(real, days, seed)
-            other = learn(table, first_rows(table), "time", seed)
-            served = stream_of(other)
-            for pair in pairs:
-                looked = year(other, served, *pair, Limits())
-                found.append(alarmed(f"shuffled by {days} d", "first", *pair, looked))
-    return found
-
-
-# -- time
-
-
 class Cost(Struct, frozen=True):
     """Seconds of the processor for 100,000 requests in looks of ``LOOK``, by step; ``compare`` is with drawing the nulls."""
 
@@ -846,7 +506,7 @@ def measure(effort: Effort, parts: Sequence[str] = ("alarms", "planted", "flight
         limits = {size: limits_of(windows, size) for size in (200, 1000)}
         found["drift_planted"] = delays([one for seed in range(effort.seeds) for one in planted(seed, limits)])
     if "flights" in parts:
-        found["drift_flights"] = years(effort)
+        found["drift_flights"] = years(effort.block_days, effort.window_blocks, effort.shuffles)
     if "cost" in parts:
         found["drift_cost"] = costs()
     return found
