@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tidemill import failpoints
 from tidemill.bundles import BundleStore, Card, OutOfFold
-from tidemill.core.metrics import metric
+from tidemill.core.metrics import Metric, metric
 from tidemill.core.schema import Feature, Schema
 from tidemill.core.training_set import Rows
 from tidemill.core.versions import Slots
@@ -46,6 +46,7 @@ DAY = 86_400_000
 HOUR = 3_600_000
 START = 1_700_000_000_000 // DAY * DAY
 DAILY = 300
+LOG_LOSS = metric("log_loss", "binary")
 PLACES = ("inn", "mill", "quay")
 
 
@@ -116,7 +117,7 @@ class World:
         self.log.append(announcements(TOPICS, slots.promote(version, self.clock.now_ms())))
         self.model, self.encoder, self.version = model, made.encoder, version
 
-    def start(self, retrain: RetrainSettings | None = None, **drift: Any) -> None:
+    def start(self, retrain: RetrainSettings | None = None, measure: Metric = LOG_LOSS, **drift: Any) -> None:
         if self.watch_lake:
             self.watch_lake.close()
         self.watch_lake = Lake(self.folder / "lake")
@@ -128,7 +129,7 @@ class World:
             Drift(**{"window_rows": DAILY, **drift}),
             retrain or RetrainSettings(),
             720.0,
-            metric("log_loss", "binary"),
+            measure,
             0,
             self.clock,
         )
@@ -299,6 +300,16 @@ def test_an_older_versions_outcomes_are_told_by_its_own_threshold(world: World) 
     world.log.append(announcements(TOPICS, [old]))
     world.train(range(-39, 1))
     assert world.watch._older(world.looks()[0]).threshold == threshold
+
+
+@pytest.mark.parametrize("name", ["r2", "rmse"])
+def test_a_metric_that_does_not_fit_what_serves_is_not_told(world: World, name: str) -> None:
+    """The schema was made a regression's while an older champion serves: it is watched, and neither expected nor scored."""
+    world.start(measure=metric(name, "regression"))
+    world.serve(range(4))
+    assert len(world.looks()) == 4
+    assert [(one["score"], one["expected"]) for one in world.events("window_matured")] == [(None, None)] * 4
+    assert world.matured()[0].tally.labelled == DAILY
 
 
 def test_a_time_from_another_century_stretches_no_window(world: World) -> None:

@@ -536,6 +536,12 @@ def test_where_nothing_was_predicted_there_is_nothing_to_tell(task: Task) -> Non
         assert [one.rows for one in found.levels] == [[], []]
 
 
+def test_a_level_has_a_mean() -> None:
+    """Over all of its rows, whatever their blocks; of none it is not a number."""
+    assert level("error", np.array([1.0, 2.0, 6.0, NAN]), one_block([0, 0, 0, 0])).mean == 3.0
+    assert math.isnan(level("error", np.zeros(0), one_block([])).mean)
+
+
 def test_one_absurd_outcome_does_not_make_a_reference_unreadable() -> None:
     """A target of 1e80 has an error of 1e160, whose square no float holds."""
     schema = Schema((Feature("x", "number"),), "y", "regression")

@@ -108,6 +108,11 @@ class Level(Struct, frozen=True):
     sums: list[float]
     squares: list[float]
 
+    @property
+    def mean(self) -> float:
+        """Over all blocks; NaN without rows."""
+        return sum(self.sums) / sum(self.rows) if any(self.rows) else float("nan")
+
 
 class Reference(Struct, frozen=True):
     """A model's training rows by column, with their ``importances`` for it (shares that add up to 1), and how it did on rows

@@ -22,7 +22,7 @@ from tidemill.clock import Clock
 from tidemill.core.alarms import Alarm, Limits, Watch, alpha_of, evidence, look, passing
 from tidemill.core.change import Adwin
 from tidemill.core.delays import Arrivals, Waits, arrivals
-from tidemill.core.expected_quality import Calibration, calibrate, expect, widening
+from tidemill.core.expected_quality import ESTIMATED, Calibration, calibrate, expect, widening
 from tidemill.core.looking import Known, Size, Tally, window
 from tidemill.core.metrics import Metric
 from tidemill.core.outcomes import label_numbers
@@ -53,8 +53,8 @@ TIMES = (0.05, 0.95)
 CONFIDENCE = 0.9
 """Of the interval for the expected metric."""
 MATURED_SHARE = 0.95
-ERROR_MAX = 4.0
-"""Larger ones count as this, for ADWIN's bound is made for values with an end: a log loss of 4 is a chance of 2 %."""
+ERROR_TIMES = 8.0
+"""So many times the training's mean error, larger ones count as this: ADWIN's bound is made for values with an end."""
 CALIBRATION_ROWS, CALIBRATION_WINDOWS = 5_000, 50
 """The newest observations say what a score means now, once there are so many of a model."""
 TOLD_SHIFTS = 5
@@ -145,7 +145,7 @@ class Watcher:
         tally = Tally(mine.height, int(times[0]), int(times[1]), counts, model.counted(scores))
         self._now_ms = max(self._now_ms, tally.ended_at)
         found = self._judged(model, tally, began, observed)
-        if model.calibration is not None and len(scores):
+        if model.calibration is not None and len(scores) and self._metric.name in ESTIMATED[model.schema.task]:
             threshold = model.threshold
             found.expected = expect(model.calibration, scores, self._metric, CONFIDENCE, self._seed, threshold)
             found.widened = self._widening()
@@ -309,9 +309,11 @@ class Watcher:
             errors=float(told.errors.sum()),
             residuals=float(told.residuals.sum()),
         )
-        score = float(self._metric.function(labels, self._metric.at(predictions, model.threshold)))
-        found.score = score if math.isfinite(score) else None
-        found.changed = bool(found.errors.feed(np.minimum(told.errors, ERROR_MAX) / ERROR_MAX))
+        if model.schema.task in self._metric.tasks:  # the schema may ask another question by now than the champion answers
+            score = float(self._metric.function(labels, self._metric.at(predictions, model.threshold)))
+            found.score = score if math.isfinite(score) else None
+        usual = next(one.mean for one in model.reference.levels if one.name == "error")
+        found.changed = bool(found.errors.feed(np.minimum(told.errors / (ERROR_TIMES * usual or 1.0), 1.0)))
         found.alike = representative(predictions, self._unlabelled(model, of, ids))
 
     def _labelled_rows(
