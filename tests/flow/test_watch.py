@@ -266,6 +266,8 @@ def test_a_label_that_flips_is_a_drop(world: World) -> None:
     world.serve(range(10, 18), flip=True)
     (raised,) = world.events("alarm_raised")
     assert raised["findings"][0]["name"] == "error"
+    assert any("adwin" in one["error_changed"] for one in world.events("window_matured")[10:])
+    assert not any(one["error_changed"] for one in world.events("window_matured")[:9])
     assert not {"heat", "place", "noise", "prediction"} & {one["name"] for one in raised["findings"]}
     assert {one.reason for one in world.asked} == {"drop"}
 

@@ -36,10 +36,11 @@ def alarms(project: Path, acknowledge: str, as_json: bool) -> None:
             tell(wiring.log, wiring.topics, acknowledge, wiring.clock)
             say(f"{acknowledge} is acknowledged: the monitor clears it at its next look")
             return
-        raised = {look.change.alarm.id: look for look in looks if look.change and look.change.name == "alarm_raised"}
-        cleared = {look.change.alarm.id: look for look in looks if look.change and look.change.name == "alarm_cleared"}
+    told = [(look, look.change) for look in looks if look.change]
+    raised = {change.alarm.id: look for look, change in told if change.name == "alarm_raised"}
+    last = {change.alarm.id: (look, change) for look, change in told}
     for id, look in raised.items():
-        say(_json(look, cleared.get(id)) if as_json else _line(id, look, cleared.get(id)))
+        say((_json if as_json else _line)(look, *last[id]))
     if not raised and not as_json:
         say("no alarm was raised yet" if looks else "nothing was compared yet: a look needs drift.window_rows requests")
 
@@ -51,25 +52,20 @@ def _check(given: str, up: str) -> None:
         raise ConfigError(f"alarm {given!r} is not up: {f'{up} is' if up else 'none is'}")
 
 
-def _json(look: "Look", end: "Look | None") -> str:
+def _json(raised: "Look", last: "Look", change: "Change") -> str:
     import msgspec
 
     from tidemill.core.alarms import evidence
 
-    change = _change(end or look)
-    times = {"raised_at": look.tally.ended_at, "cleared_at": end.tally.ended_at if end else None}
-    return msgspec.json.encode({**evidence(change.alarm), **times, "why": change.why, "version": look.version}).decode()
+    cleared_at = last.tally.ended_at if change.name == "alarm_cleared" else None
+    times = {"raised_at": raised.tally.ended_at, "cleared_at": cleared_at}
+    row = {**evidence(change.alarm), **times, "why": change.why, "version": raised.version}
+    return msgspec.json.encode(row).decode()
 
 
-def _line(id: str, look: "Look", end: "Look | None") -> str:
+def _line(raised: "Look", last: "Look", change: "Change") -> str:
     from tidemill.texts import moment
 
-    change = _change(end or look)
-    until = f"cleared {moment(end.tally.ended_at)} UTC ({change.why})" if end else "UP"
-    return f"{id}  raised {moment(look.tally.ended_at)} UTC, {until}: {change.alarm.text}"
-
-
-def _change(look: "Look") -> "Change":
-    if look.change is None:
-        raise AssertionError(f"look {look.number} changed no alarm")
-    return look.change
+    over = change.name == "alarm_cleared"
+    until = f"cleared {moment(last.tally.ended_at)} UTC ({change.why})" if over else "UP"
+    return f"{change.alarm.id}  raised {moment(raised.tally.ended_at)} UTC, {until}: {change.alarm.text}"

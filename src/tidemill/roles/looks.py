@@ -8,7 +8,7 @@ import polars as pl
 from msgspec import Struct
 
 from tidemill.core.alarms import Change, Finding, Watch
-from tidemill.core.change import Adwin
+from tidemill.core.change import Adwin, Detector, PageHinkley
 from tidemill.core.expected_quality import Estimate, widened
 from tidemill.core.looking import Known, Tally
 from tidemill.core.representative import Representative
@@ -50,10 +50,15 @@ class Look(Struct):
     suggested: bool = False
 
 
+def error_detectors() -> dict[str, Detector]:
+    """Of errors between 0 and 1. With Page-Hinkley's usual threshold of 50 it told 20 changes in 200,000 steady errors."""
+    return {"adwin": Adwin(), "page_hinkley": PageHinkley(threshold=200.0, mode="up")}
+
+
 class Matured(Struct):
     """Of a look's requests, once their outcomes are in: the tally with them, the metric, how many were labelled, and whether
-    those look like the others. ``errors`` follows the error from request to request (``changed``: it has moved, which is
-    told and no alarm: rows of a stretch are alike, and ADWIN takes them as independent).
+    those look like the others. ``errors`` follow the error from request to request (``changed``: those that saw it move,
+    which is told and no alarm: rows of a stretch are alike, and they take them as independent).
     """
 
     number: int
@@ -61,8 +66,8 @@ class Matured(Struct):
     labelled: int
     observed: int
     score: float | None = None
-    errors: Adwin = msgspec.field(default_factory=Adwin)
-    changed: bool = False
+    errors: dict[str, Detector] = msgspec.field(default_factory=error_detectors)
+    changed: list[str] = []
     alike: Representative | None = None
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tidemill.bundles import BundleStore
 from tidemill.clock import Clock
 from tidemill.core.alarms import Alarm, Limits, Watch, alpha_of, evidence, look, passing
-from tidemill.core.change import Adwin
 from tidemill.core.delays import Arrivals, Waits, arrivals
 from tidemill.core.expected_quality import ESTIMATED, Calibration, calibrate, expect, widening
 from tidemill.core.looking import Known, Size, Tally, window
@@ -54,7 +53,7 @@ CONFIDENCE = 0.9
 """Of the interval for the expected metric."""
 MATURED_SHARE = 0.95
 ERROR_TIMES = 8.0
-"""So many times the training's mean error, larger ones count as this: ADWIN's bound is made for values with an end."""
+"""So many times the training's mean error, larger ones count as this: detectors are made for values with an end."""
 CALIBRATION_ROWS, CALIBRATION_WINDOWS = 5_000, 50
 """The newest observations say what a score means now, once there are so many of a model."""
 TOLD_SHIFTS = 5
@@ -275,7 +274,9 @@ class Watcher:
     def _complete(self, of: Look, labelled: int, observed: int) -> None:
         before = self._matured.get(of.number - 1)
         same = before is not None and self._looks[before.number].bundle == of.bundle
-        found = Matured(of.number, of.tally, labelled, observed, errors=before.errors if before and same else Adwin())
+        found = Matured(of.number, of.tally, labelled, observed)
+        if before is not None and same:
+            found.errors = before.errors
         mine = self._model is not None and self._model.bundle == of.bundle
         model = self._model if mine else self._older(of)
         if model is not None and model.reference.outcomes:
@@ -292,7 +293,7 @@ class Watcher:
             "metric": self._metric.name,
             "score": found.score,
             **interval(of),
-            "error_changed": found.changed,
+            "error_changed": ", ".join(found.changed),
             "labelled_like_served": found.alike.text if found.alike else "",
         }
         self._event("window_matured", values)
@@ -313,7 +314,8 @@ class Watcher:
             score = float(self._metric.function(labels, self._metric.at(predictions, model.threshold)))
             found.score = score if math.isfinite(score) else None
         usual = next(one.mean for one in model.reference.levels if one.name == "error")
-        found.changed = bool(found.errors.feed(np.minimum(told.errors / (ERROR_TIMES * usual or 1.0), 1.0)))
+        errors = np.minimum(told.errors / (ERROR_TIMES * usual or 1.0), 1.0)
+        found.changed = [name for name, detector in found.errors.items() if detector.feed(errors)]
         found.alike = representative(predictions, self._unlabelled(model, of, ids))
 
     def _labelled_rows(
