@@ -14,7 +14,7 @@ from tidemill.clock import Clock
 from tidemill.log.base import Log, Record, lag
 from tidemill.messages import Event, JournalEntry, ModelVersion, Topics
 from tidemill.processes import HEALTHY_SECONDS, is_alive, is_restarting, read_runs
-from tidemill.roles.promotion import read_slots
+from tidemill.roles.promotion import acknowledged, read_slots
 from tidemill.roles.reading import decoded, read_messages
 
 ANSWERED = "requests_answered"
@@ -25,9 +25,11 @@ LOADED, REFUSED, QUICKENED = "model_swapped", "bundle_refused", "engine_swapped"
 RAISED, WORSENED, CLEARED = "alarm_raised", "alarm_worsened", "alarm_cleared"
 SUGGESTED = "retraining_suggested"
 """What the monitor says of an alarm."""
+UNWATCHED = "champion_not_watched"
+"""What the monitor says of a champion that it cannot hold against anything."""
 
 
-KNOWN_EVENTS = (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED, RAISED, WORSENED, CLEARED, SUGGESTED)
+KNOWN_EVENTS = (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED, RAISED, WORSENED, CLEARED, SUGGESTED, UNWATCHED)
 
 
 class RoleState(Struct, frozen=True):
@@ -56,7 +58,8 @@ class Behind(Struct, frozen=True):
 
 class Slot(Struct, frozen=True):
     """A version in a slot; ``seconds`` since it came there. Of the champion, ``refused`` says why the predictor does not
-    take it, if so, and ``engine`` what computes its answers, as far as it has told.
+    take it, if so, ``engine`` what computes its answers, as far as it has told, and ``unwatched`` why no alarm can come
+    of it.
     """
 
     version: int
@@ -66,11 +69,12 @@ class Slot(Struct, frozen=True):
     seconds: float
     refused: str = ""
     engine: str = ""
+    unwatched: str = ""
 
 
 class Status(Struct, frozen=True):
     """All of it; its JSON is what ``tidemill status --json`` prints. Topics go by their names in ``messages.Topics``. The
-    ``alarm`` is the one that is up; for it a retraining may be ``suggested``.
+    ``alarm`` is the one that is up; for it a retraining may be ``suggested``, and it may be ``acknowledged``.
     """
 
     project: str
@@ -86,6 +90,7 @@ class Status(Struct, frozen=True):
     events: dict[str, Event]
     alarm: Event | None = None
     suggested: bool = False
+    acknowledged: bool = False
 
 
 def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
@@ -95,6 +100,7 @@ def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
     slots = read_slots(log, topics)
     events = _latest_events(log, topics)
     alarm = _alarm(events)
+    journal = read_messages(log, topics.journal, JournalEntry)
     return Status(
         project=topics.requests.rpartition(".")[0],
         at=now,
@@ -105,10 +111,11 @@ def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
         champion=_champion(slots.champion, now, events),
         challenger=_slot(slots.challenger, now),
         previous=_slot(slots.previous, now),
-        last_decision=_last_decision(log, topics),
+        last_decision=next((entry for entry in reversed(journal) if entry.kind != "acknowledgement"), None),
         events={name: events[name] for name in SHOWN_EVENTS if name in events},
         alarm=alarm,
         suggested=alarm is not None and _of(alarm, events.get(SUGGESTED)),
+        acknowledged=alarm is not None and alarm.values.get("alarm") in acknowledged(journal),
     )
 
 
@@ -150,11 +157,13 @@ def _slot(version: ModelVersion | None, now: int) -> Slot | None:
 
 
 def _champion(version: ModelVersion | None, now: int, events: Mapping[str, Event]) -> Slot | None:
-    """With what the predictor said last of its bundle, where that was no, and of its engine."""
+    """With what the predictor said last of its bundle, where that was no, and of its engine, and what the monitor said."""
     slot = _slot(version, now)
     if slot is None:
         return None
-    slot = replace(slot, engine=_engine(slot, events))
+    unwatched = events.get(UNWATCHED)
+    why = str(unwatched.values.get("why")) if unwatched and unwatched.values.get("version") == slot.version else ""
+    slot = replace(slot, engine=_engine(slot, events), unwatched=why)
     said = [name for name in events if name in (LOADED, REFUSED) and events[name].values.get("bundle") == slot.bundle]
     if said[-1:] != [REFUSED]:
         return slot
@@ -182,12 +191,6 @@ def _alarm(events: Mapping[str, Event]) -> Event | None:
 
 def _of(alarm: Event, other: Event | None) -> bool:
     return other is not None and other.values.get("alarm") == alarm.values.get("alarm")
-
-
-def _last_decision(log: Log, topics: Topics) -> JournalEntry | None:
-    """On models."""
-    journal = read_messages(log, topics.journal, JournalEntry)
-    return next((entry for entry in reversed(journal) if entry.kind != "acknowledgement"), None)
 
 
 def _latest_events(log: Log, topics: Topics) -> dict[str, Event]:
@@ -248,7 +251,9 @@ def _slot_cells(name: str, slot: Slot | None) -> tuple[str, ...]:
     learned = f"{slot.data_version} observations"
     engine = f", engine {slot.engine}" if slot.engine else ""
     refused = f", REFUSED by the predictor: {slot.refused}" if slot.refused else ""
-    return name, f"version {slot.version}", slot.bundle[:12], learned, f"for {_duration(slot.seconds)}{engine}{refused}"
+    unwatched = f", NOT WATCHED: {slot.unwatched}" if slot.unwatched else ""
+    said = f"{engine}{refused}{unwatched}"
+    return name, f"version {slot.version}", slot.bundle[:12], learned, f"for {_duration(slot.seconds)}{said}"
 
 
 def _behind_cells(group: str, behind: Behind) -> tuple[str, ...]:
@@ -278,6 +283,8 @@ def _alarm_lines(alarm: Event, found: Status) -> list[str]:
     lines = [f"  {id}, raised {_duration((found.at - alarm.at) / 1000)} ago: {alarm.values.get('text')}"]
     if found.suggested:
         lines.append("  a retraining is suggested: tidemill train --again")
+    if found.acknowledged:
+        return [*lines, "  acknowledged: cleared at the next look"]
     return [*lines, f"  if this is how it should be: tidemill alarms --acknowledge {id}"]
 
 

@@ -64,6 +64,8 @@ def test_a_person_acknowledges_the_one_that_is_up(project: Path, capsys: pytest.
             alarms(project, wrong, as_json=False)
     alarms(project, "alarm-2", as_json=False)
     assert "acknowledged" in capsys.readouterr().out
+    alarms(project, "", as_json=False)
+    assert "UP, acknowledged: cleared at the next look: heat" in capsys.readouterr().out
     wiring = Wiring(project)
     (entry,) = read_messages(wiring.log, wiring.topics.journal, JournalEntry)
     wiring.close()

@@ -13,6 +13,7 @@ from tidemill.log.base import Log, Message, Topic
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import Event, JournalEntry, ModelVersion, Topics, to_bytes
 from tidemill.processes import RoleRun, process_mark, write_run
+from tidemill.roles.promotion import acknowledge
 from tidemill.status import Status, render, status
 from tidemill.testing.clock import ManualClock
 
@@ -196,6 +197,43 @@ def test_the_engine_of_the_champion_is_shown(log: Log, run_dir: Path) -> None:
     found = told("requests_answered", version=1, engine="llvm")
     [line] = [line for line in render(found).splitlines() if line.startswith("  champion")]
     assert line.endswith(", engine llvm")
+
+
+def test_a_champion_that_nobody_watches_says_why(log: Log, run_dir: Path) -> None:
+    """As long as it is the champion."""
+    for version, sequence, line_end in ((1, 1, "NOT WATCHED: bundle b1 has no reference"), (2, 2, " days")):
+        moved = ModelVersion(version, "uri", f"b{version}", "s", "champion", 0, "e", 0, sequence)
+        told = Event("champion_not_watched", "monitor", 5, {"version": 1, "why": "bundle b1 has no reference"})
+        log.append([Message(TOPICS.models, to_bytes(moved), b"champion"), Message(TOPICS.events, to_bytes(told))])
+        [line] = [
+            line
+            for line in render(status(log, TOPICS, run_dir, ManualClock())).splitlines()
+            if line.startswith("  champion")
+        ]
+        assert line.endswith(line_end)
+
+
+def test_the_alarm_that_is_up_stands_first_with_what_to_do(log: Log, run_dir: Path) -> None:
+    """With what it has worsened to and the retraining that is suggested; acknowledged, it waits for the next look."""
+
+    def told(name: str, **values: object) -> str:
+        log.append([Message(TOPICS.events, to_bytes(Event(name, "monitor", 5, {"alarm": "alarm-3", **values})))])
+        return render(status(log, TOPICS, run_dir, ManualClock(now_ms=65_000)))
+
+    raised = told("alarm_raised", text="heat: above 90").splitlines()
+    assert raised[2:5] == [
+        "ALARM",
+        "  alarm-3, raised 65 s ago: heat: above 90",
+        "  if this is how it should be: tidemill alarms --acknowledge alarm-3",
+    ]
+    assert "alarm-3, raised 65 s ago: error: more" in told("alarm_worsened", text="error: more")
+    assert "a retraining is suggested: tidemill train --again" in told("retraining_suggested")
+    acknowledge(log, TOPICS, "alarm-3", ManualClock())
+    found = status(log, TOPICS, run_dir, ManualClock())
+    assert found.acknowledged
+    assert "acknowledged: cleared at the next look" in render(found)
+    assert "--acknowledge" not in render(found)
+    assert "ALARM" not in told("alarm_cleared")
 
 
 def test_its_json_comes_back_the_same(log: Log, run_dir: Path) -> None:

@@ -145,12 +145,14 @@ class World:
         days: range,
         seed: int = 1,
         flip: bool = False,
-        told: bool = True,
+        told: bool | Callable[[dict[str, Any]], bool] = True,
         watched: bool = True,
         moved: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda times: times,
         **change: Any,
     ) -> None:
-        """Serve and label days of requests, a look each; outcomes come at once. ``change``: column=function of a value."""
+        """Serve and label days of requests, a look each; outcomes come at once, of those rows that are ``told``. ``change``:
+        column=function of a value.
+        """
         for day in days:
             columns, labels, times = people(range(day, day + 1), seed)
             for name, function in change.items():
@@ -162,12 +164,18 @@ class World:
                 pass
 
     def _record(
-        self, columns: dict[str, list[Any]], labels: NDArray[np.float64], times: NDArray[np.int64], told: bool
+        self,
+        columns: dict[str, list[Any]],
+        labels: NDArray[np.float64],
+        times: NDArray[np.int64],
+        told: bool | Callable[[dict[str, Any]], bool],
     ) -> None:
         scores = self.model.predict(self.encoder.encode(columns).matrix)
         at, bundle, version = self.clock.now_ms(), self.version.bundle, self.version.version
-        values = [msgspec.json.encode(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-        requests, answers, observations = [], [], []
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        values = [msgspec.json.encode(row) for row in rows]
+        requests, answers = [], []
+        observations: list[Any] = []
         for i, (value, score, label, time) in enumerate(zip(values, scores, labels, times, strict=True)):
             offset = self.rows + i
             id, text = f"r{offset}", msgspec.json.encode(SCHEMA.classes[int(label)]).decode()
@@ -175,13 +183,15 @@ class World:
             requests.append((id, 0, offset, at, int(time), value))
             answers.append((id, 0, offset, at, version, bundle, to_bytes(answer)))
             known = int(time), at, int(time) + 2 * HOUR, version, bundle, [float(score)]
-            observations.append((self.observed + i, id, 0, offset, value, text, *known))
+            if told(rows[i]) if callable(told) else told:
+                number = self.observed + len(observations)
+                observations.append((number, id, 0, offset, value, text, *known))
         self.rows += len(values)
         mark = {"recorder:demo.requests:0": self.rows}
         self._append("requests", requests, mark)
         self._append("predictions", answers, {"recorder:demo.predictions:0": self.rows})
-        if told:
-            self.observed += len(values)
+        if observations:
+            self.observed += len(observations)
             self._append("observations", observations, {"monitor": self.observed})
 
     def _append(self, table: TableName, rows: list[Any], marks: dict[str, int]) -> None:
@@ -270,6 +280,20 @@ def test_a_label_that_flips_is_a_drop(world: World) -> None:
     assert not any(one["error_changed"] for one in world.events("window_matured")[:9])
     assert not {"heat", "place", "noise", "prediction"} & {one["name"] for one in raised["findings"]}
     assert {one.reason for one in world.asked} == {"drop"}
+
+
+def test_outcomes_that_come_for_some_only_are_told(world: World) -> None:
+    """Two places of three report theirs: the windows end without the third's, and say what the labelled are unlike."""
+    world.start()
+    world.serve(range(14))
+    alike = [one["labelled_like_served"] for one in world.events("window_matured")]
+    assert not any("differ in" in text for text in alike)
+    before = len(alike)
+    world.serve(range(14, 40), told=lambda row: row["place"] != "quay")
+    told = world.events("window_matured")[before:]
+    partly = [one for one in told if one["labelled"] < one["requests"]]
+    assert partly
+    assert all("differ in place (distance 0." in one["labelled_like_served"] for one in partly)
 
 
 def test_what_was_recorded_before_the_watch_began_is_judged_the_same(world: World) -> None:
@@ -372,6 +396,9 @@ def test_a_champion_without_a_reference_is_not_watched(world: World, capfd: pyte
     world.serve(range(3))
     assert world.looks() == []
     assert capfd.readouterr().out.count("champion_not_watched") == 1
+    (told,) = world.events("champion_not_watched")
+    assert told["version"] == 2
+    assert "no reference" in told["why"]
 
 
 @pytest.mark.parametrize("point", ["lake.checked", "lake.written", "watch.appended"])

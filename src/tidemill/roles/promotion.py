@@ -2,7 +2,7 @@
 
 import fcntl
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Literal
 
@@ -155,6 +155,11 @@ def acknowledge(log: Log, topics: Topics, alarm: str, clock: Clock) -> None:
     id = f"acknowledgement-{alarm}"
     entry = JournalEntry(id, "acknowledgement", "a person's word", "acknowledged", now, evidence={"alarm": alarm})
     log.append([Message(topics.journal, to_bytes(entry), id.encode())])
+
+
+def acknowledged(journal: Iterable[JournalEntry]) -> set[str]:
+    """The alarms that have a person's word."""
+    return {str(entry.evidence.get("alarm")) for entry in journal if entry.kind == "acknowledgement"}
 
 
 def announcements(topics: Topics, moves: list[ModelVersion]) -> list[Message]:

@@ -19,21 +19,21 @@ from numpy.typing import NDArray
 
 from tidemill.bundles import BundleStore
 from tidemill.clock import Clock
-from tidemill.core.alarms import Alarm, Limits, Watch, alpha_of, evidence, look, passing
+from tidemill.core.alarms import Limits, Watch, alpha_of, evidence, look, passing
 from tidemill.core.delays import Arrivals, Waits, arrivals
 from tidemill.core.expected_quality import ESTIMATED, Calibration, calibrate, expect, widening
 from tidemill.core.looking import Known, Size, Tally, window
 from tidemill.core.metrics import Metric
 from tidemill.core.outcomes import label_numbers
 from tidemill.core.reference import answers
-from tidemill.core.representative import representative
+from tidemill.core.representative import Representative, representative
 from tidemill.core.retraining import AHEAD_MS, for_alarm
 from tidemill.errors import BadRecord
 from tidemill.lake import Lake
 from tidemill.log.base import Log, Message
 from tidemill.messages import Event, JournalEntry, Retrain, Topics, to_bytes
 from tidemill.roles.looks import KEPT, Look, Matured, Positions, interval, marks_of, read_looks, within, write_look
-from tidemill.roles.promotion import announced, read_slots
+from tidemill.roles.promotion import acknowledged, announced, read_slots
 from tidemill.roles.reading import read_messages
 from tidemill.roles.tail import Tail
 from tidemill.roles.watched import Watched, watched
@@ -195,7 +195,7 @@ class Watcher:
         findings = comparer.served(served, known, least) + (comparer.told(told, known, least) if told else [])
         passed = passing(findings, alpha, self._limits)
         found.state, found.change = look(
-            state, number, tally.ended_at, passed, self._limits, self._acknowledged(state.alarm)
+            state, number, tally.ended_at, passed, self._limits, self._acknowledged() if state.alarm else ()
         )
         found.findings = sorted(findings, key=lambda one: one.p)[:TOLD_SHIFTS]
         if found.change and found.change.accept:
@@ -229,11 +229,8 @@ class Watcher:
             return alpha_of(self._limits, 0, 0)
         return alpha_of(self._limits, len(recent), tally.ended_at - recent[0].tally.ended_at)
 
-    def _acknowledged(self, alarm: Alarm | None) -> set[str]:
-        if alarm is None:
-            return set()
-        journal = read_messages(self._log, self._topics.journal, JournalEntry)
-        return {str(entry.evidence.get("alarm")) for entry in journal if entry.kind == "acknowledgement"}
+    def _acknowledged(self) -> set[str]:
+        return acknowledged(read_messages(self._log, self._topics.journal, JournalEntry))
 
     def _ask(self, found: Look, observed: int) -> None:
         """What the alarm that is up asks for."""
@@ -316,7 +313,7 @@ class Watcher:
         usual = next(one.mean for one in model.reference.levels if one.name == "error")
         errors = np.minimum(told.errors / (ERROR_TIMES * usual or 1.0), 1.0)
         found.changed = [name for name, detector in found.errors.items() if detector.feed(errors)]
-        found.alike = representative(predictions, self._unlabelled(model, of, ids))
+        found.alike = self._alike(model, of, predictions, ids)
 
     def _labelled_rows(
         self, model: Watched, rows: pl.LazyFrame
@@ -335,15 +332,19 @@ class Watcher:
         scores = np.array(found["scores"].to_list(), dtype=np.float64).reshape(len(labels), model.scores.wide)
         return labels, model.scores.predictions(scores), found["request_id"]
 
-    def _unlabelled(self, model: Watched, of: Look, ids: pl.Series) -> NDArray[np.float64]:
-        """What the model said of the look's requests that have no outcome, by the look after it."""
-        asked = self._lake.scan("requests", of.began, of.requests).select("request_id")
+    def _alike(self, model: Watched, of: Look, labelled: NDArray[np.float64], ids: pl.Series) -> Representative:
+        """Whether the look's requests with an outcome are like those without; the last are answered by the next look."""
         earlier, later = self._looks.get(of.number - 1), self._looks.get(of.number + 1)
         since, until = earlier.predictions if earlier else None, later.predictions if later else None
-        answered = self._lake.scan("predictions", since, until)
-        mine = answered.join(asked, on="request_id", how="semi")
-        rows = self._lake.read(mine.select("request_id", "bundle", "value"))
-        return model.predictions(rows.filter(~pl.col("request_id").is_in(ids.implode())))
+        answers = self._lake.scan("predictions", since, until).filter(pl.col("bundle") == model.bundle)
+        asked = self._lake.scan("requests", of.began, of.requests).select("request_id", features="value")
+        rows = self._lake.read(answers.select("request_id", "bundle", "value").join(asked, on="request_id"))
+        told = pl.col("request_id").is_in(ids.implode())
+        with_outcome, without = rows.filter(told), rows.filter(~told)
+        counts = [model.features(part.select(value="features")) for part in (with_outcome, without)]
+        names = [column.name for column in model.reference.features]
+        pairs = {name: (np.array(ours), np.array(others)) for name, ours, others in zip(names, *counts, strict=True)}
+        return representative(labelled, model.predictions(without), pairs)
 
     def _calibrated(self, model: Watched) -> Calibration | None:
         """From the newest matured windows of the model where they have enough rows, else from rows it did not learn from."""
@@ -413,6 +414,7 @@ class Watcher:
             self._model, why = watched(self._store, champion.bundle, self._seed, champion)
             if self._model is None:
                 logger.warning("champion_not_watched", bundle=champion.bundle, reason=why)
+                self._event("champion_not_watched", {"version": champion.version, "bundle": champion.bundle, "why": why})
             else:
                 self._model.calibration = self._calibrated(self._model)
         return self._model
