@@ -25,13 +25,15 @@ kafka: setup      ## a Kafka broker on 127.0.0.1:9092 until Ctrl-C; needs Java 1
 test: setup check ## everything that CI runs
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not alone'
 	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m bench --small
 
 check: setup      ## lint, format, types
 	$(BIN)/ruff check src tests bench
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
-bench: setup      ## the figures, as ratios measured in one run
+bench: setup      ## the figures, as ratios measured in one run; needs an hour and nothing beside it
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,dev,bench]'
 	$(BIN)/python -m bench
 
 clean:            ## remove what the commands above made
