@@ -1,6 +1,7 @@
 """The command line as a person meets it: mistakes in one line with their exit code, and roles that end when told to."""
 
 import os
+import platform
 import random
 import re
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +261,19 @@ def test_an_unknown_command_or_option_is_refused(folder: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_debug_shows_the_traceback(folder: Path) -> None:
-    """For those who want it."""
-    done = tidemill(folder, "--debug", "status", "-p", "empty")
+@pytest.mark.parametrize("arguments", [("--debug", "status"), ("status", "--debug")])
+def test_debug_shows_the_traceback(folder: Path, arguments: tuple[str, ...]) -> None:
+    """For those who want it, before the command or after."""
+    done = tidemill(folder, *arguments, "-p", "empty")
     assert "Traceback" in done.stderr
     assert done.returncode != 0
+
+
+def test_the_version_is_the_installed_one(folder: Path) -> None:
+    """What a report of a fault begins with."""
+    done = tidemill(folder, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"tidemill {version('tidemill')}, Python {platform.python_version()}\n"
 
 
 def test_help_lists_every_command(folder: Path) -> None:

@@ -1,12 +1,14 @@
 """The command line: ``tidemill COMMAND``. Commands import what they need when they run, so that --help is quick."""
 
+import argparse
 import io
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from tidemill.cli import alarms, backtest, data, demo, drift, log, project, replay, roles, trials
-from tidemill.cli.options import Commands, Parser
+from tidemill.cli.options import GENERAL, Commands, Parser, add_general_options, say
 from tidemill.errors import TidemillError
 
 EXTRAS = {
@@ -23,14 +25,25 @@ EXTRAS = {
 """What the base install lacks: a predictor needs none of it."""
 
 
+class ShowVersion(argparse.Action):
+    """Looked up only where it is asked for."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from importlib.metadata import version
+        from platform import python_version
+
+        say(f"tidemill {version('tidemill')}, Python {python_version()}")
+        sys.exit(0)
+
+
 def declare() -> tuple[Parser, Commands]:
     """The whole command line, and its commands."""
     parser = Parser(
         "tidemill",
         "Real-time predictions from a stream of events, with models that keep learning\nfrom the outcomes.",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--json-logs", action="store_true", help="log lines as JSON")
+    parser.add_argument("--version", action=ShowVersion, nargs=0, default=argparse.SUPPRESS, help="show it and end")
+    add_general_options(parser)
     commands = Commands(parser)
     for module in (project, roles, replay, data, trials, alarms, drift, backtest, demo, log):
         module.declare(commands)
@@ -71,7 +84,7 @@ def _run(arguments: list[str]) -> int:
     """The command's exit code; what holds for every command goes to the environment, for the processes that it starts."""
     parser, _ = declare()
     options = vars(parser.parse_args(arguments))
-    for option, variable in (("debug", "TIDEMILL_DEBUG"), ("json_logs", "TIDEMILL_JSON_LOGS")):
-        if options.pop(option):
-            os.environ[variable] = "1"
+    for option in GENERAL:
+        if options.pop(option, False):
+            os.environ[f"TIDEMILL_{option.upper()}"] = "1"
     return options.pop("run")(**options) or 0

@@ -22,6 +22,9 @@ EXIT_SECONDS = 2.0
 WIDTH = 80
 """Of a help page's own texts."""
 
+GENERAL = {"debug": "show the traceback of an error", "json_logs": "log lines as JSON"}
+"""What holds for every command, before it or after; a variable tells the processes that it starts."""
+
 Run = Callable[..., int | None]
 """A command: it takes its options by their names and returns an exit code; None is 0."""
 
@@ -36,6 +39,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(2, f"\nError: {message}\n")
+
+
+def add_general_options(parser: argparse.ArgumentParser, shown: bool = True) -> None:
+    """Those of ``GENERAL``."""
+    for name, text in GENERAL.items():
+        told = text if shown else argparse.SUPPRESS
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", default=argparse.SUPPRESS, help=told)
 
 
 class Commands:
@@ -76,6 +86,7 @@ class Commands:
         first = paragraphs[0].partition(". ")[0].removesuffix(".")
         self._parser.epilog = f"{self._parser.epilog}\n  {_filled(f'{name:<12}{first}', 14)}"
         parser: Parser = self._choices.add_parser(name, description="\n\n".join(map(_filled, paragraphs)))
+        add_general_options(parser, shown=False)
         return parser
 
     def _help(self) -> int:
