@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import psutil  # type: ignore[import-untyped]
 
-from tidemill.bundles import Card
+from tidemill.bundle_files import Card
 from tidemill.demo.plans import ADULT, set_stage
 from tidemill.log.base import Message
 from tidemill.messages import ModelVersion

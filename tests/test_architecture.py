@@ -16,7 +16,7 @@ LEVELS = [
     ["messages"],
     ["settings", "core.*"],
     ["log.base", "learners.base", "tracking.base"],
-    ["tuning.base", "executors.base", "tables", "texts", "pages", "processes", "schema_file", "plugins"],
+    ["tuning.base", "executors.base", "tables", "texts", "pages", "processes", "schema_file", "plugins", "bundle_files"],
     [
         "log.*",
         "learners.*",

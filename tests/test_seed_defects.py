@@ -88,7 +88,7 @@ def test_a_the_highest_sequence_is_the_champion() -> None:
 
 def test_b_the_encoder_is_part_of_what_is_announced() -> None:
     """One hash over model, encoder, schema and threshold: none of them is loaded without the others."""
-    from tidemill.bundles import CONTENT
+    from tidemill.bundle_files import CONTENT
 
     assert set(CONTENT) == {"model.txt", "encoder.json", "schema.json", "decision.json"}
 

@@ -13,7 +13,7 @@ import lightgbm
 import numpy as np
 from confluent_kafka import Consumer, Producer
 
-from tidemill.bundles import MODEL
+from tidemill.bundle_files import MODEL
 from tidemill.wiring import Wiring
 
 

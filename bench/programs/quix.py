@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tidemill.bundles import MODEL
+from tidemill.bundle_files import MODEL
 from tidemill.core.answers import Answerer
 from tidemill.core.decoding import Decoder
 from tidemill.wiring import Wiring, learner

@@ -15,25 +15,49 @@ holds a shared flock on it, so that ``prune`` leaves it alone. One process write
 
 import contextlib
 import fcntl
-import hashlib
-import io
 import multiprocessing
 import os
 import re
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import msgspec
-import numpy as np
 import structlog
-from msgspec import Struct
-from numpy.typing import NDArray
 
+from tidemill.bundle_files import (
+    ASIDE,
+    DECISION,
+    ENCODER,
+    FILES,
+    GOLDEN,
+    GOLDEN_ROWS,
+    MANIFEST,
+    MODEL,
+    OPTIONAL,
+    OUT_OF_FOLD,
+    REFERENCE,
+    SCHEMA,
+    Card,
+    Decision,
+    Golden,
+    Manifest,
+    OutOfFold,
+    address,
+    edge_rows,
+    gives,
+    golden_bytes,
+    golden_of,
+    manifest_bytes,
+    out_of_fold_bytes,
+    out_of_fold_of,
+    parse_manifest,
+    sha256,
+)
 from tidemill.core.encoder import Encoder
 from tidemill.core.reference import Reference
 from tidemill.core.schema import Schema
@@ -41,76 +65,15 @@ from tidemill.errors import BundleRefused, TidemillError, Unavailable, UnknownMo
 from tidemill.failpoints import failpoint
 from tidemill.learners.base import Learner, Matrix, Model
 
-MODEL, ENCODER, SCHEMA, GOLDEN, MANIFEST = "model.txt", "encoder.json", "schema.json", "golden.json", "manifest.json"
-DECISION, OUT_OF_FOLD, REFERENCE = "decision.json", "out_of_fold.npz", "reference.json"
-CONTENT = (ENCODER, MODEL, SCHEMA, DECISION)
-FILES = (ENCODER, MODEL, SCHEMA, GOLDEN, MANIFEST)
-OPTIONAL = (DECISION, OUT_OF_FOLD, REFERENCE)
-ASIDE = (OUT_OF_FOLD, REFERENCE)
-"""Not read in order to serve."""
-GOLDEN_ROWS = 64
-EDGE_ROWS = 64
-"""Golden rows of which the writer's caller knows nothing: values at the model's own limits."""
 CHILD_BYTES = 4 << 30
 """Address space of the child that tries a bundle: a damaged model may ask for any amount."""
 
 logger = structlog.get_logger()
 
 _HASH = re.compile(r"[0-9a-f]{64}")
-_ZEROS = b"0" * 64
 _UNFINISHED = ".unfinished-"
 _UNFIT = (ValueError, TypeError, LookupError, msgspec.MsgspecError)
 """What files with the right hashes raise that nobody wrote together."""
-
-
-class Card(Struct, frozen=True, kw_only=True):
-    """What the manifest tells of a model's origin: the trial that won, and what it was fitted on."""
-
-    learner: str
-    metric: str
-    score: float | None
-    parameters: dict[str, Any]
-    rounds: int
-    seed: int
-    data_version: int
-    rows: int
-    training_set: str
-    experiment: str
-    version: int
-    created_at: int
-    libraries: dict[str, str] = {}
-
-
-class Manifest(Card, frozen=True, kw_only=True):
-    """The card, the SHA-256 of every other file, and ``digest``: that of this file's bytes with zeros in its place."""
-
-    files: dict[str, str]
-    digest: str
-
-
-class Golden(NamedTuple):
-    """Encoded rows, and the answers that the model must give them, bit for bit."""
-
-    matrix: Matrix
-    answers: NDArray[np.float64]
-
-
-class OutOfFold(NamedTuple):
-    """For each row of a training set its label (float64[n]: class numbers from 0, or values) and the prediction of a model
-    that had not learnt from it (float64[n] or float64[n, classes]); NaN for a row that no fold scored.
-    """
-
-    labels: NDArray[np.float64]
-    predictions: NDArray[np.float64]
-
-
-class _Decision(Struct, frozen=True):
-    threshold: float
-
-
-class _GoldenFile(Struct, frozen=True):
-    rows: list[list[float | None]]
-    answers: list[Any]
 
 
 class Bundle:
@@ -179,16 +142,16 @@ class BundleStore:
             MODEL: model.to_bytes(),
             ENCODER: encoder.to_bytes(),
             SCHEMA: msgspec.json.encode(encoder.schema),
-            GOLDEN: _golden_bytes(library, [golden[:GOLDEN_ROWS], _edge_rows(model, library)]),
+            GOLDEN: golden_bytes(library, [golden[:GOLDEN_ROWS], edge_rows(model, library)]),
         }
         if threshold != 0.5:
-            files[DECISION] = msgspec.json.encode(_Decision(threshold))
+            files[DECISION] = msgspec.json.encode(Decision(threshold))
         if out_of_fold is not None:
-            files[OUT_OF_FOLD] = _out_of_fold_bytes(out_of_fold)
+            files[OUT_OF_FOLD] = out_of_fold_bytes(out_of_fold)
         if reference is not None:
             files[REFERENCE] = msgspec.json.encode(reference)
-        bundle = _address({name: _sha256(data) for name, data in files.items()})
-        files[MANIFEST] = _manifest_bytes(card, files)
+        bundle = address({name: sha256(data) for name, data in files.items()})
+        files[MANIFEST] = manifest_bytes(card, files)
         with self._writable():
             self.root.mkdir(parents=True, exist_ok=True)
             with self._unfinished() as folder:
@@ -222,8 +185,7 @@ class BundleStore:
         if OUT_OF_FOLD not in manifest.files:
             return None
         data = _read_checked(self._folder(bundle), OUT_OF_FOLD, manifest)
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return OutOfFold(arrays["labels"], arrays["predictions"])
+        return out_of_fold_of(data)
 
     def reference(self, bundle: str) -> tuple[Encoder, Reference] | None:
         """How requests become columns, and how those of the training set are spread, verified; None where none was kept."""
@@ -245,7 +207,7 @@ class BundleStore:
         lock = self._lock_folder(bundle)
         try:
             manifest, files = self._read(bundle)
-            learner, golden = self.learner(manifest.learner), _golden(files[GOLDEN])
+            learner, golden = self.learner(manifest.learner), golden_of(files[GOLDEN])
             model = learner.load_checked(files[MODEL])
             if model is not None and not gives(model, golden):
                 logger.warning("engine_refused", bundle=bundle, engine=model.engine, reason="golden answers differ")
@@ -255,7 +217,7 @@ class BundleStore:
                 model = learner.load_reference(files[MODEL])
             encoder = Encoder.from_bytes(files[ENCODER])
             schema = msgspec.json.decode(files[SCHEMA], type=Schema)
-            decision = msgspec.json.decode(files.get(DECISION, b'{"threshold":0.5}'), type=_Decision)
+            decision = msgspec.json.decode(files.get(DECISION, b'{"threshold":0.5}'), type=Decision)
             return Bundle(bundle, manifest, schema, encoder, model, golden, decision.threshold, lock)
         except BaseException as error:
             os.close(lock)
@@ -389,81 +351,15 @@ class BundleStore:
         is what was hashed.
         """
         folder = self._folder(bundle)
-        manifest = _parse_manifest(bundle, _read_file(folder, MANIFEST))
+        manifest = parse_manifest(bundle, _read_file(folder, MANIFEST))
         known = {*FILES, *(name for name in OPTIONAL if name in manifest.files)}
         extra = sorted({entry.name for entry in folder.iterdir()} - known)
         if extra:
             raise BundleRefused(f"bundle {bundle}: {extra[0]} does not belong there")
         files = {name: _read_checked(folder, name, manifest) for name in sorted(known - {MANIFEST, *ASIDE})}
-        if _address(manifest.files) != bundle:
+        if address(manifest.files) != bundle:
             raise BundleRefused(f"bundle {bundle}: {MANIFEST} belongs to another bundle")
         return manifest, files
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _address(hashes: Mapping[str, str]) -> str:
-    """The content address: SHA-256 of the sorted lines ``name hash``."""
-    return _sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(CONTENT) if name in hashes).encode())
-
-
-def _manifest_bytes(card: Card, files: Mapping[str, bytes]) -> bytes:
-    hashes = {name: _sha256(data) for name, data in sorted(files.items())}
-    manifest = Manifest(**{**msgspec.structs.asdict(card), "files": hashes, "digest": _ZEROS.decode()})
-    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    return data.replace(b'"digest": "' + _ZEROS, b'"digest": "' + _sha256(data).encode())
-
-
-def _parse_manifest(bundle: str, data: bytes) -> Manifest:
-    """The digest is over the bytes, not over the fields: every flipped bit shows, and a later field changes no old file."""
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleRefused(f"bundle {bundle}: {MANIFEST} cannot be read: {error}") from error
-    blank = data.replace(b'"digest": "' + manifest.digest.encode(), b'"digest": "' + _ZEROS)
-    if manifest.digest != _sha256(blank):
-        raise BundleRefused(f"bundle {bundle}: {MANIFEST} is not what its digest says")
-    return manifest
-
-
-def gives(model: Model, golden: Golden) -> bool:
-    """Whether a model gives the golden answers, bit for bit; no rows prove nothing."""
-    return len(golden.matrix) > 0 and model.predict(golden.matrix).tobytes() == golden.answers.tobytes()
-
-
-def _golden_bytes(model: Model, matrices: Sequence[Matrix]) -> bytes:
-    """JSON has no NaN: missing is null. Infinities are made missing before the model is asked."""
-    matrix = _without_infinities(np.concatenate(matrices))
-    rows = [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]
-    return msgspec.json.encode(_GoldenFile(rows, model.predict(matrix).tolist()))
-
-
-def _without_infinities(matrix: Matrix) -> Matrix:
-    return np.where(np.isfinite(matrix), matrix, np.nan)
-
-
-def _edge_rows(model: Model, reference: Model) -> Matrix:
-    """Rows at the model's limits, first those on which its engine and the library differ, then some from all over."""
-    matrix = _without_infinities(model.edge_rows())
-    if not len(matrix):
-        return matrix
-    wanted, found = (one.predict(matrix).reshape(len(matrix), -1) for one in (reference, model))
-    same = np.all(wanted.view(np.uint64) == found.view(np.uint64), axis=1)
-    if not same.all():
-        logger.warning("engine_differs", engine=model.engine, rows=int((~same).sum()), of=len(matrix))
-    good = np.all(np.isfinite(wanted), axis=1)
-    spread = np.linspace(0, len(matrix) - 1, EDGE_ROWS).astype(np.intp)
-    order = np.concatenate([np.flatnonzero(~same), np.unique(spread)])
-    rows: Matrix = matrix[order[good[order]][:EDGE_ROWS]]
-    return rows
-
-
-def _golden(data: bytes) -> Golden:
-    golden = msgspec.json.decode(data, type=_GoldenFile)
-    rows = [[np.nan if value is None else value for value in row] for row in golden.rows]
-    return Golden(np.array(rows, dtype=np.float64), np.array(golden.answers, dtype=np.float64))
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -482,15 +378,9 @@ def _read_file(folder: Path, name: str) -> bytes:
 
 def _read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
     data = _read_file(folder, name)
-    if manifest.files.get(name) != _sha256(data):
+    if manifest.files.get(name) != sha256(data):
         raise BundleRefused(f"bundle {folder.name}: {name} is not what its manifest says")
     return data
-
-
-def _out_of_fold_bytes(found: OutOfFold) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, labels=found.labels, predictions=found.predictions)
-    return file.getvalue()
 
 
 def _sync(folder: Path) -> None:
@@ -547,7 +437,7 @@ def _try_bundle(root: Path, learner: Callable[[str], Learner], bundle: str, seco
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     try:
         manifest, files = BundleStore(root, learner)._read(bundle)
-        model, golden = learner(manifest.learner).load_reference(files[MODEL]), _golden(files[GOLDEN])
+        model, golden = learner(manifest.learner).load_reference(files[MODEL]), golden_of(files[GOLDEN])
         Encoder.from_bytes(files[ENCODER])
         same = model.predict(golden.matrix).tobytes() == golden.answers.tobytes()
         pipe.send_bytes(b"good" if same else b"its answers to the golden rows differ")

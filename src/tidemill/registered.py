@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.bundles import MANIFEST, MODEL, SCHEMA, Manifest
+from tidemill.bundle_files import MANIFEST, MODEL, SCHEMA, Manifest
 from tidemill.core.schema import Schema
 from tidemill.errors import BundleRefused
 from tidemill.learners.base import Model

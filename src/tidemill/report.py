@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from plotly.graph_objects import Figure
 
-    from tidemill.bundles import BundleStore, OutOfFold
+    from tidemill.bundle_files import OutOfFold
+    from tidemill.bundles import BundleStore
 
 Values = NDArray[np.float64]
 

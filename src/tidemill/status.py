@@ -258,7 +258,7 @@ def _slot_cells(name: str, slot: Slot | None) -> tuple[str, ...]:
 
 def _behind_cells(group: str, behind: Behind) -> tuple[str, ...]:
     parts = ", ".join(f"{name.replace('_', '-')} {count}" for name, count in behind.records.items() if count)
-    return group, str(behind.total), parts if behind.started else f"{parts} (has never run)".strip()
+    return group, str(behind.total), parts if behind.started else f"{parts} (none taken yet)".strip()
 
 
 def _decision(found: Status) -> str:

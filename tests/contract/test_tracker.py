@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tidemill.bundles import Card, Manifest
+from tidemill.bundle_files import Card, Manifest
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BundleRefused, Unavailable
 from tidemill.learners.base import Samples

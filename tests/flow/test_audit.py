@@ -17,7 +17,8 @@ import polars as pl
 import pytest
 
 from tidemill.audit import Report, audit, render
-from tidemill.bundles import BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import BundleStore
 from tidemill.core import auditing
 from tidemill.core.answers import Answerer
 from tidemill.core.auditing import Traffic

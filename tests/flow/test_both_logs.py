@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tidemill import settings
-from tidemill.bundles import BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import BundleStore
 from tidemill.clock import SystemClock
 from tidemill.core.encoder import Encoder
 from tidemill.core.outcomes import label_numbers

@@ -14,7 +14,8 @@ import pytest
 from tidemill import settings
 from tidemill.app.client import Client
 from tidemill.audit import Report, audit
-from tidemill.bundles import BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import BundleStore
 from tidemill.clock import SystemClock
 from tidemill.core.encoder import Encoder
 from tidemill.core.metrics import metric

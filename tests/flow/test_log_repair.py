@@ -16,7 +16,8 @@ import polars as pl
 import pytest
 
 from tidemill.audit import Report, audit
-from tidemill.bundles import BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import BundleStore
 from tidemill.clock import SystemClock
 from tidemill.core.encoder import Encoder
 from tidemill.core.schema import Feature, Schema

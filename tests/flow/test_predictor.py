@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from tidemill.bundles import Bundle, BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import Bundle, BundleStore
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.decoding import Decoder
 from tidemill.core.encoder import Encoder

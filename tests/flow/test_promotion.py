@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from tidemill.bundles import BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import BundleStore
 from tidemill.clock import SystemClock
 from tidemill.core.auditing import sequences_rise, versions_rise
 from tidemill.core.encoder import Encoder

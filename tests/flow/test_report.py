@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tidemill.bundles import MODEL, BundleStore, Card, OutOfFold
+from tidemill.bundle_files import MODEL, Card, OutOfFold
+from tidemill.bundles import BundleStore
 from tidemill.core.encoder import Encoder
 from tidemill.core.environment import digest
 from tidemill.core.metrics import metric

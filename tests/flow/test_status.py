@@ -63,7 +63,7 @@ def test_lag_is_what_a_group_has_not_taken(log: Log, run_dir: Path) -> None:
     assert (found.lag["predictor"].started, found.lag["predictor"].records) == (True, {"requests": 6})
     assert found.lag["recorder"].records == {"requests": 10, "predictions": 1, "outcomes": 0, "dead_letters": 0}
     assert (found.counts["requests"], found.counts["predictions"]) == (10, 1)
-    assert "requests 10, predictions 1 (has never run)" in render(found)
+    assert "requests 10, predictions 1 (none taken yet)" in render(found)
 
 
 def test_versions_and_the_last_decision(log: Log, run_dir: Path) -> None:

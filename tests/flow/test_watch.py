@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tidemill import failpoints
-from tidemill.bundles import BundleStore, Card, OutOfFold
+from tidemill.bundle_files import Card, OutOfFold
+from tidemill.bundles import BundleStore
 from tidemill.core.metrics import Metric, metric
 from tidemill.core.schema import Feature, Schema
 from tidemill.core.training_set import Rows

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidemill.bundles import GOLDEN, MANIFEST, MODEL, BundleStore, _address, _manifest_bytes, _parse_manifest
+from tidemill.bundle_files import GOLDEN, MANIFEST, MODEL, address, manifest_bytes, parse_manifest
+from tidemill.bundles import BundleStore
 from tidemill.errors import BundleRefused, UnknownModel
 from tidemill.learners.lightgbm import LightGBM
 
@@ -50,11 +51,11 @@ def store(tmp_path: Path) -> BundleStore:
 def reseal(store: BundleStore, bundle: str, file: str, data: bytes) -> str:
     """What somebody who knows the format would do: another file under recomputed hashes."""
     folder = store.root / bundle
-    manifest = _parse_manifest(bundle, (folder / MANIFEST).read_bytes())
+    manifest = parse_manifest(bundle, (folder / MANIFEST).read_bytes())
     (folder / file).write_bytes(data)
     files = {name: (folder / name).read_bytes() for name in manifest.files}
-    (folder / MANIFEST).write_bytes(_manifest_bytes(manifest, files))
-    name = _address({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest, files))
+    name = address({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     folder.rename(store.root / name)
     return name
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tidemill.bundles import Card
+from tidemill.bundle_files import Card
 from tidemill.core.encoder import Encoder
 from tidemill.core.inference import Choices
 from tidemill.learners.base import Samples

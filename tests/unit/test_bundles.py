@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from tidemill.bundles import (
+from tidemill.bundle_files import (
     DECISION,
     EDGE_ROWS,
     FILES,
     GOLDEN_ROWS,
     OPTIONAL,
     OUT_OF_FOLD,
-    BundleStore,
     Card,
     Golden,
     OutOfFold,
     gives,
 )
+from tidemill.bundles import BundleStore
 from tidemill.core.encoder import Encoder
 from tidemill.core.reference import Reference, number_column
 from tidemill.core.schema import Feature, Schema

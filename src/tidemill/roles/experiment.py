@@ -6,7 +6,8 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.bundles import Bundle, OutOfFold
+from tidemill.bundle_files import OutOfFold
+from tidemill.bundles import Bundle
 from tidemill.clock import Clock
 from tidemill.core import training_set
 from tidemill.core.decoding import Decoded, Decoder

@@ -21,7 +21,8 @@ import numpy as np
 import structlog
 from msgspec import Struct
 
-from tidemill.bundles import Bundle, gives
+from tidemill.bundle_files import gives
+from tidemill.bundles import Bundle
 from tidemill.clock import Clock
 from tidemill.core.answers import Answerer, Answers
 from tidemill.core.decoding import Decoder, check_content, deadline, event_time, plain_ids, request_id

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from tidemill.bundles import BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import BundleStore
 from tidemill.clock import Clock
 from tidemill.core.metrics import metric
 from tidemill.core.reference import Reference

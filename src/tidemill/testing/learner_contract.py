@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from tidemill.bundles import BundleStore, Card
+from tidemill.bundle_files import Card
+from tidemill.bundles import BundleStore
 from tidemill.core.encoder import Encoder
 from tidemill.core.folds import make_folds
 from tidemill.core.metrics import METRICS, metric
