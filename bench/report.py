@@ -160,8 +160,8 @@ def page(results: Results) -> str:
         "that were measured side by side. This page is made from `results.json` (`python -m bench --out docs/benchmarks`).",
     ]
     for name, title in TITLES.items():
-        if name in results:
-            plot = [f"![{title}]({PLOTS[name]})"] if name in PLOTS and results[name] else []
+        if results.get(name):
+            plot = [f"![{title}]({PLOTS[name]})"] if name in PLOTS else []
             parts += [f"## {title}", *plot, _ratios(results[name]) if name == "ratios" else _table(results[name])]
     return "\n\n".join(parts) + "\n"
 

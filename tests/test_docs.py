@@ -13,6 +13,7 @@ import msgspec
 import polars as pl
 import pytest
 
+from bench import report
 from tidemill.cli.main import declare
 from tidemill.core.decoding import Decoder, check_content, deadline, event_time, outcome_id, request_id
 from tidemill.core.inspection import REASONS
@@ -228,3 +229,12 @@ def test_the_documents_speak_of_the_project_only() -> None:
     """No path of a machine stands in a tracked text."""
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         assert str(ROOT) not in document.read_text()
+
+
+def test_the_benchmarks_page_is_what_was_measured() -> None:
+    """docs/benchmarks is what ``python -m bench --out`` wrote: the tables are of its results.json, the plots are there."""
+    folder = ROOT / "docs" / "benchmarks"
+    page = (folder / "README.md").read_text()
+    assert page == report.page(json.loads((folder / "results.json").read_text()))
+    for name in re.findall(r"!\[[^]]*\]\((.*)\)", page):
+        assert (folder / name).read_text().startswith("<?xml")
