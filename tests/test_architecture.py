@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tidemill"
 
 # A module may import those of its own level only where it stands in the same package, and those of lower levels.
 LEVELS = [
-    ["errors", "clock", "failpoints", "priority", "imports"],
+    ["errors", "clock", "failpoints", "priority", "imports", "temporary"],
     ["messages"],
     ["settings", "core.*"],
     ["log.base", "learners.base", "tracking.base"],

@@ -64,6 +64,7 @@ from tidemill.core.schema import Schema
 from tidemill.errors import BundleRefused, TidemillError, Unavailable, UnknownModel
 from tidemill.failpoints import failpoint
 from tidemill.learners.base import Learner, Matrix, Model
+from tidemill.temporary import folder_lock
 
 CHILD_BYTES = 4 << 30
 """Address space of the child that tries a bundle: a damaged model may ask for any amount."""
@@ -269,7 +270,7 @@ class BundleStore:
     def _remove(self, bundle: str) -> bool:
         """Rename away, then delete: nobody sees half a bundle, and the next sweep ends what is interrupted."""
         folder = self.root / bundle
-        with _folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+        with folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
             if lock is None:
                 return False
             away = self.root / f"{_UNFINISHED}{bundle}"
@@ -309,7 +310,7 @@ class BundleStore:
     def _sweep(self) -> None:
         """Remove what killed writers left; call it under ``_exclusive``. A folder that is being written is locked."""
         for folder in self.root.glob(f"{_UNFINISHED}*"):
-            with _folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+            with folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
                 if lock is not None:
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -388,24 +389,6 @@ def _sync(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _folder_lock(folder: Path, kind: int) -> Iterator[int | None]:
-    """A flock on a folder (which needs no right to write in it), or None where somebody else holds one or it is gone."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        fcntl.flock(descriptor, kind)
-    except BlockingIOError:
-        yield None
-    else:
-        yield descriptor
     finally:
         os.close(descriptor)
 

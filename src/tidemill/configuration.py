@@ -289,13 +289,24 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     for variable, text in sorted(environ.items()):
         section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
-        if not (variable.startswith(PREFIX) and separator):
+        if not variable.startswith(PREFIX):
+            continue
+        if not separator:
+            _check_underscores(variable)
             continue
         if key.startswith("kafka__"):
             key = "kafka." + key.removeprefix("kafka__").replace("_", ".")
         one = _Given(text, variable, f"variable {variable}", typed=False)
         given |= _from_text(section, key, one, f"{PREFIX}STREAM__KAFKA__SECURITY_PROTOCOL", shout=True)
     return given
+
+
+def _check_underscores(variable: str) -> None:
+    """One that would be a setting with a second underscore was meant to be one."""
+    section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
+    if any(one.name == key for one in _sections().get(section, ())):
+        meant = f"{PREFIX}{section}__{key}".upper()
+        raise ConfigError(f"variable {variable}: two underscores stand behind the section: {meant}")
 
 
 def _from_text(section: str, key: str, given: _Given, example: str, shout: bool = False) -> dict[str, _Given]:

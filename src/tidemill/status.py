@@ -216,7 +216,10 @@ def render(found: Status) -> str:
         [f"project {found.project}"],
         ["roles", *(_rows([_role_cells(role) for role in found.roles]) or ["  none run here; start them: tidemill run"])],
         ["models", *_rows([_slot_cells(name, getattr(found, name)) for name in ("champion", "challenger", "previous")])],
-        ["topics", *_rows([(name.replace("_", "-"), str(count)) for name, count in found.counts.items()])],
+        [
+            "topics, by their last offsets",
+            *_rows([(name.replace("_", "-"), str(count)) for name, count in found.counts.items()]),
+        ],
         ["waiting records", *_rows([_behind_cells(group, behind) for group, behind in found.lag.items()])],
         ["last decision", f"  {_decision(found)}"],
         ["measured", *(_rows([_event_cells(event, found.at) for event in found.events.values()]) or ["  nothing yet"])],

@@ -290,7 +290,7 @@ class Supervisor:
         )
 
     def _after_death(self, role: _Role, code: int) -> None:
-        if code == ConfigError.exit_code:
+        if code == ConfigError.exit_code and role.starts == 1:
             self._end(code, f"stopped, because {role.name} cannot run: {role.last_line or 'exit code 2'}")
         elif code == 0 and role.name in self._may_finish:
             self._say(f"{role.name} has finished")

@@ -18,15 +18,17 @@ import pytest
 from msgspec import Struct
 from structlog.testing import capture_logs
 
+from tidemill.core.inference import Choices
 from tidemill.log.base import Message, Topic, lag
 from tidemill.log.sqlite import SqliteLog
 from tidemill.messages import JournalEntry, Topics, Trial, to_bytes
+from tidemill.new_project import init_project
 from tidemill.roles import reading
 from tidemill.roles.tracker import GROUP, Report, TrackerRole
 from tidemill.testing.clock import ManualClock
 from tidemill.testing.tracker_contract import a_decision, a_trial
 from tidemill.tracking import mlflow as adapter
-from tidemill.tracking.mlflow import MlflowTracker, create_store, start_ui
+from tidemill.tracking.mlflow import MlflowTracker, create_store
 
 TOPICS = Topics.of("adult")
 EXPORTED = [TOPICS.trials, TOPICS.journal, TOPICS.models]
@@ -411,7 +413,9 @@ def test_the_pages_start_for_a_new_project_on_loopback_only(tmp_path: Path) -> N
     """MLflow's server answers for a project without any run, to its own host names, on 127.0.0.1 and nothing else."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = start_ui(f"sqlite:///{tmp_path}/new/mlflow.db", port)
+    (tmp_path / "d.csv").write_text("x,y\n" + "1,0\n2,1\n" * 20)
+    init_project(tmp_path / "d.csv", tmp_path / "p", Choices(target="y"), "", {}, False)
+    command = [sys.executable, "-m", "tidemill", "mlflow", "--project", str(tmp_path / "p"), "--port", str(port)]
     with (tmp_path / "out").open("wb") as out:
         server = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True)
     try:
@@ -420,6 +424,15 @@ def test_the_pages_start_for_a_new_project_on_loopback_only(tmp_path: Path) -> N
         assert status_of(port, f"evil.example:{port}") == 403
         assert status_of(port, f"192.168.1.7:{port}") == 403
         assert listening(server.pid) == {("127.0.0.1", port)}
+        second = subprocess.run(command, check=False, capture_output=True, text=True)
+        said = f"tidemill: port {port} cannot be used (Address already in use): give another one with --port\n"
+        assert (second.returncode, second.stderr) == (2, said)
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        server.terminate()
+        assert server.wait(30) == 0
+    until(lambda: not taken(port), 20)
+
+
+def taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -105,6 +105,22 @@ def test_seek_says_where_a_group_goes_on(project: Project) -> None:
     wiring.close()
 
 
+def test_a_group_that_is_reading_cannot_be_moved(project: Project) -> None:
+    """Its member would go on where it was: the command says so, and that it is to be stopped first."""
+    project.read("trainer", project.topics.retrain, 5)
+    wiring = Wiring(project.folder)
+    reader = wiring.log.join("trainer", [project.topics.retrain])
+    reader.poll(10, 1.0)
+    try:
+        code, said = project.run("log", "seek", "trainer", "retrain", "2")
+        assert wiring.log.committed("trainer") == {(project.topics.retrain, 0): 5}
+    finally:
+        reader.close()
+        wiring.close()
+    assert (code, said.count("\n")) == (2, 1)
+    assert "trainer is reading, so it goes on where it was: stop it first" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -217,6 +217,24 @@ def test_a_wrong_setting_stops_everything(start: Callable[..., Run]) -> None:
     assert run.roles() == {}
 
 
+def test_a_setting_that_goes_wrong_later_stops_its_role_only(start: Callable[..., Run], tmp_path: Path) -> None:
+    """Somebody edits a file while a role starts again: it waits and is tried again, and serves once the file is right."""
+    good = tmp_path / "good"
+    good.touch()
+    refused = f"if not os.path.exists({str(good)!r}): sys.exit(print('no such metric: f2') or 2)"
+    run = start(predictor=script(STEADY), monitor=script(f"import os, sys\n{refused}\n{STEADY}"))
+    run.wait_until_said("up", times=2)
+    good.unlink()
+    os.kill(run.roles()["monitor"].pid, signal.SIGKILL)
+    run.wait_until_said("no such metric: f2", times=2)
+    assert run.process.poll() is None
+    assert run.roles()["predictor"].restarts == 0
+    good.touch()
+    wait_for(lambda: is_alive(run.roles()["monitor"]), "the monitor")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.ended() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_all_stop_in_order(start: Callable[..., Run], number: signal.Signals) -> None:
     """One signal: app and trainer leave first, then monitor, recorder, predictor; exit code 0, nothing left over."""

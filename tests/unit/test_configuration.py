@@ -49,6 +49,14 @@ def refusal(folder: Path, environ: dict[str, str] | None = None) -> str:
     return str(caught.value).replace(str(folder), "DIR")
 
 
+def test_a_variable_with_one_underscore_is_no_setting_in_silence(tmp_path: Path) -> None:
+    """It names the one that was meant; a variable that is something else stays what it is."""
+    folder = project(tmp_path, TOML)
+    with pytest.raises(ConfigError, match=r"TIDEMILL_TUNE_TRIALS: two underscores .*: TIDEMILL_TUNE__TRIALS"):
+        load(folder, {"TIDEMILL_TUNE_TRIALS": "7"})
+    load(folder, {"TIDEMILL_TUNE_OTHERS": "7", "TIDEMILL_TEST_KAFKA": "x"})
+
+
 def test_defaults_file_and_variables_in_this_order(tmp_path: Path) -> None:
     """A variable overrules the file, the file the default; each value knows where it is from."""
     folder = project(tmp_path, TOML + "[tune]\ntrials = 5\nfolds = 4\nseconds = 3\n")

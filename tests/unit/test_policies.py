@@ -50,7 +50,7 @@ def test_a_policy_is_settings_and_has_one_name(text: str, name: str, settings: d
         ("period:nan", "period:nan needs a number from 0.001 on"),
         ("period:0", "period:0 needs a number from 0.001 on"),
         ("period:1e-320", "period:1e-320 needs a number from 0.001 on"),
-        ("never+drift", "never stands alone"),
+        ("never+drift", "never stands alone, for it has no trigger; valid are"),
         ("never/window:10", "never stands alone"),
         ("window:10", "'window' is no trigger"),
         ("drift/every:10", "'every' is no option"),

@@ -104,6 +104,7 @@ class Client:
     def send(self, features: Mapping[str, Any], request_id: str | None = None, time_ms: int | None = None) -> str:
         """Send a request without waiting for its answer, with its event time if it is not now. The request's id."""
         name = new_id() if request_id is None else request_id
+        _check_time(time_ms)
         message = self._request(name, features, () if time_ms is None else (("time", b"%d" % time_ms),))
         if isinstance(message, BadRecord):
             raise message
@@ -256,6 +257,7 @@ def outcome_message(topics: Topics, request_id: str, outcome: Label, time_ms: in
     if not isinstance(outcome, str | int | float | bool):
         raise BadRecord("wrong_type", "outcome", f"a {type(outcome).__name__} is no label or value")
     _check_finite(outcome, "outcome")
+    _check_time(time_ms)
     return Message(topics.outcomes, to_bytes(Outcome(outcome, time_ms)), _key(request_id))
 
 
@@ -270,11 +272,17 @@ def _key(name: str) -> bytes:
     return key
 
 
+def _check_time(time_ms: int | None) -> None:
+    if time_ms is not None and not isinstance(time_ms, int):
+        raise BadRecord("bad_time", "time", f"an event time is a whole number of milliseconds, not {time_ms!r}")
+
+
 def _check_finite(value: Any, field: str) -> None:
     """JSON has no NaN and infinities; written as null they would silently become a missing value. NumPy's are floats too."""
     number = value if isinstance(value, float) or not hasattr(value, "item") else _plain(value)
     if isinstance(number, float) and not math.isfinite(number):
-        raise BadRecord("not_finite", field, f"JSON has no {number}; send None for a missing value")
+        instead = "an outcome must be known" if field == "outcome" else "send None for a missing value"
+        raise BadRecord("not_finite", field, f"JSON has no {number}; {instead}")
 
 
 def _plain(value: Any) -> Any:

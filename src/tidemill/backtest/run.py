@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from tidemill.messages import JournalEntry
 from tidemill.original import load_original
 from tidemill.roles.reading import read_messages
 from tidemill.settings import Retrain
+from tidemill.temporary import TemporaryFolder
 
 STEP = 10_000
 """Events of a step at most: each costs some 0.1 s, and nothing is decided in between."""
@@ -75,8 +75,8 @@ def backtest(
         raise ConfigError(f"{plan.work} is no empty folder: give --work another one")
     if plan.work is not None and not os.access(plan.work.absolute().parent, os.W_OK):
         raise ConfigError(f"{plan.work.absolute().parent} is no folder that can be written to: give --work another one")
-    with TemporaryDirectory(prefix="tidemill-backtest-", dir=plan.work and plan.work.parent) as temporary:
-        bench = _Bench(project, stream, plan, Path(temporary), measure, tell)
+    with TemporaryFolder("tidemill-backtest-", plan.work and plan.work.parent) as temporary:
+        bench = _Bench(project, stream, plan, temporary, measure, tell)
         done = [bench.run(number, policy, retrain[policy.name]) for number, policy in enumerate(plan.policies, 1)]
     return _result(project, stream, plan, measure, done, bench.notes())
 

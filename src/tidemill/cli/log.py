@@ -118,6 +118,11 @@ def seek(group: str, topic: str, to: str, partition: int | None, project: Path) 
             reader.commit()
         finally:
             reader.close()
+        known = wiring.log.committed(group)
+        if any(known.get(place) != offset for place, offset in positions.items()):
+            raise ConfigError(
+                f"{group} is reading, so it goes on where it was: stop it first (tidemill status says what runs)"
+            )
     for (_, number), offset in positions.items():
         say(f"{group} goes on at offset {offset} of {name}, partition {number}")
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from tidemill.temporary import remove_all
+
 if TYPE_CHECKING:
     from tidemill.wiring import Wiring
 
 EXIT_SECONDS = 2.0
 """How long a process that was told to exit may take to clean up, before it ends as it is: half a supervisor's patience."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WIDTH = 80
 """Of a help page's own texts."""
 
@@ -159,18 +162,20 @@ def exit_on_signals(unfinished: bool = False) -> threading.Event:
     def end() -> None:
         code = leaving.get()
         threading.Event().wait(EXIT_SECONDS)
+        remove_all()
         os._exit(code)
 
     def handle(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for one in ENDING:
+            signal.signal(one, signal.SIG_IGN)
         code = 128 + number if unfinished else 0
         leaving.put(code)
         raise SystemExit(code)
 
     threading.Thread(target=end, name="exit", daemon=True).start()
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    for one in ENDING:
+        if signal.getsignal(one) != signal.SIG_IGN:  # nohup
+            signal.signal(one, handle)
     return threading.Event()
 
 

@@ -68,11 +68,10 @@ def _settings(given: list[str]) -> dict[str, str]:
 
 def config(project: Path) -> None:
     """Print every setting that is in force, and where its value comes from."""
-    import os
+    from tidemill.configuration import describe
+    from tidemill.wiring import Wiring
 
-    from tidemill.configuration import describe, load
-
-    rows = describe(load(project, os.environ))
+    rows = describe(Wiring(project).configuration)
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, origin in rows:
         say(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}")

@@ -70,7 +70,9 @@ def _role_command(role: str) -> Run:
 
 
 def run(project: Path, replay_file: Path | None, replay_options: str, predictors: int) -> int:
-    """Run all roles as processes, restart what dies, stop in order on Ctrl-C."""
+    """Run all roles as processes, restart what dies, stop in order on Ctrl-C. SIGHUP restarts them one by one, with what
+    tidemill.toml says by then.
+    """
     import shlex
 
     from tidemill.configuration import load
@@ -100,11 +102,36 @@ def run(project: Path, replay_file: Path | None, replay_options: str, predictors
 
 def mlflow(project: Path, port: int) -> int:
     """Open MLflow's pages of the project, on loopback only."""
+    import signal
     import subprocess
+    from contextlib import suppress
 
     from tidemill.configuration import load
     from tidemill.tracking.mlflow import start_ui
 
+    _check_free(port)
     command = start_ui(load(project, os.environ).tracking_uri, port)
-    say(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    return subprocess.run(command, check=False).returncode
+    stop = stop_on_signals()
+    with subprocess.Popen(command, process_group=0) as process:  # it has children that a signal to it alone leaves behind
+        say(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+        try:
+            while process.poll() is None and not stop.wait(0.2):
+                pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+    return 0 if stop.is_set() else process.returncode or 1
+
+
+def _check_free(port: int) -> None:
+    """Raises ``ConfigError``: MLflow itself says it in its own words, after half a minute, with exit code 0."""
+    import socket
+
+    from tidemill.errors import ConfigError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"port {port} cannot be used ({error.strerror}): give another one with --port") from error

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def train_now(wiring: "Wiring", again: bool) -> int:
     """Send a command (once), see it through, and return an exit code: 0 unless the experiment failed."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     wiring.trainer()  # what it cannot be made of is said before a command waits for it
     champion = read_slots(wiring.log, wiring.topics).champion
     if champion is not None and not again:
@@ -27,7 +27,7 @@ def train_now(wiring: "Wiring", again: bool) -> int:
         return 0
     command = _first(wiring) if champion is None else _asked(wiring)
     entry = _follow(wiring, command, console)
-    console.print(_sentence(entry))
+    console.print(sentence(entry))
     return 1 if entry.verdict == "failed" else 0
 
 
@@ -95,11 +95,21 @@ def _decided(wiring: "Wiring", id: str) -> JournalEntry | None:
     return next((entry for entry in journal if id in (entry.id, *entry.merged)), None)
 
 
-def _sentence(entry: JournalEntry) -> str:
+def sentence(entry: JournalEntry) -> str:
+    """What became of a command, for whoever sent it."""
     if entry.verdict == "failed":
         return f"experiment {entry.experiment} failed: {entry.detail}"
     if not entry.version:
         return f"experiment {entry.experiment}: the champion stays, {entry.detail}"
+    if entry.verdict == "kept":
+        known = entry.statistic
+        stays = f"experiment {entry.experiment}: the champion, version {entry.champion_version}, stays"
+        if known:
+            stays += (
+                f": its {entry.metric} is {known['champion_score']:.5g}, the new model's {known['challenger_score']:.5g}"
+                f" on the newest {known['rows']:,.0f} observations"
+            )
+        return f"{stays}; {entry.detail}" if entry.detail else stays
     text = (
         f"version {entry.version} {entry.verdict}: {entry.metric} {entry.score:.5f} by cross-validation,"
         f" {entry.rounds} rounds on {entry.rows:,} rows, bundle {entry.bundle[:12]}"

@@ -89,7 +89,9 @@ def _term(text: str, word: str, trigger: bool) -> tuple[str, Any]:
     """A word's name and value, where it may stand."""
     name, colon, number = word.partition(":")
     if name not in TERMS or TERMS[name].trigger is not trigger:
-        hint = "never stands alone" if name == NEVER else f"{name!r} is no {'trigger' if trigger else 'option'}"
+        if name == NEVER:
+            raise ConfigError(f"policy {text!r}: {NEVER} stands alone, for it has no trigger; valid are {VALID}")
+        hint = f"{name!r} is no {'trigger' if trigger else 'option'}"
         raise ConfigError(f"policy {text!r}: {hint}{_nearest(name, trigger)}; valid are {VALID}")
     kind = TERMS[name].number
     if kind is None:

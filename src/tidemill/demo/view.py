@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tidemill.demo.plans import Plan, Stage
 from tidemill.demo.watch import LINES, Watch
-from tidemill.messages import JournalEntry
+from tidemill.messages import JournalEntry, Trial
 
 
 class View(Protocol):
@@ -50,9 +50,7 @@ class Lines:
 
     def _news(self, watch: Watch) -> Iterator[str]:
         for experiment, trials in watch.trials.items():
-            yield from (
-                f"trainer    {experiment}: trial {number + 1}, {_scored(trial.score)}" for number, trial in trials.items()
-            )
+            yield from (f"trainer    {experiment}: trial {number + 1}, {_ended(trial)}" for number, trial in trials.items())
         yield from (f"trainer    {_verdict(entry)}" for entry in watch.entries)
         yield from (f"predictor  serves version {event.values.get('version')}" for event in watch.swaps)
         step = max(1, self._stage.requests // 20)
@@ -101,7 +99,7 @@ class Panes:
         for experiment, trials in watch.trials.items():
             if experiment not in finished:
                 scores = [trial.score for trial in trials.values() if trial.score is not None]
-                lines.append(f"{experiment}: {len(trials)} trials, {_scored(min(scores, default=None))}")
+                lines.append(f"{experiment}: {len(trials)} trials{f', log loss {min(scores):.5f}' if scores else ''}")
         lines += [f"{command}: waits" for command in watch.commands if command not in finished | watch.trials.keys()]
         return "\n".join(lines)
 
@@ -111,8 +109,8 @@ def _pane(title: str, text: str, colour: str) -> Layout:
     return Layout(Panel(Text(text, no_wrap=True, overflow="ellipsis"), title=title, border_style=colour))
 
 
-def _scored(score: float | None) -> str:
-    return "failed" if score is None else f"log loss {score:.5f}"
+def _ended(trial: Trial) -> str:
+    return f"log loss {trial.score:.5f}" if trial.score is not None else "given up" if trial.pruned else "failed"
 
 
 def _verdict(entry: JournalEntry) -> str:

@@ -6,7 +6,6 @@ import queue
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from tidemill.executors.base import AskingExecutor, Assignment, Reply, TrialFail
 from tidemill.failpoints import failpoint
 from tidemill.learners.base import Fold, Samples
 from tidemill.priority import run_when_idle
+from tidemill.temporary import TemporaryFolder
 
 logger = structlog.get_logger()
 _starting = threading.Lock()
@@ -48,8 +48,8 @@ class Processes(AskingExecutor):
     """
 
     def __init__(self, samples: Samples, folds: Sequence[Fold], work: Work, workers: int = 1) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tidemill-trials-", ignore_cleanup_errors=True)
-        self._scratch = _save(self._folder.name, samples, folds)
+        self._folder = TemporaryFolder("tidemill-trials-")
+        self._scratch = _save(str(self._folder.path), samples, folds)
         self._rows = len(samples.labels)
         self._work = work
         self._limit = work.memory_bytes // workers
@@ -65,7 +65,7 @@ class Processes(AskingExecutor):
     def close(self) -> None:
         """See ``Executor.close``; the files go too."""
         self._stop()
-        self._folder.cleanup()
+        self._folder.close()
 
     def abandon(self) -> None:
         """See ``Executor.abandon``."""

@@ -102,7 +102,7 @@ def in_our_words(root: Path) -> Iterator[None]:
 def _translated(error: sqlite3.Error, root: Path) -> TidemillError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-        return LogDamaged(f"the log in {root} is damaged: {error}; see `tidemill log check`")
+        return LogDamaged(f"the log in {root} is damaged: {error}; `tidemill log check` says where, a backup mends it")
     if code == sqlite3.SQLITE_READONLY:
         return ConfigError(f"the log in {root} cannot be written by this user: {error}")
     if code == sqlite3.SQLITE_CANTOPEN and not database_file(root).exists():

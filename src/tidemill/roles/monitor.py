@@ -30,6 +30,7 @@ from tidemill.lake import COLUMNS, Lake, before
 from tidemill.log.base import Log, Message
 from tidemill.messages import Event, Retrain, Topics, to_bytes
 from tidemill.roles.joined import OBSERVED, ColumnJoiner
+from tidemill.roles.pauses import Pauses
 from tidemill.roles.promotion import announced, read_slots
 from tidemill.roles.reading import decided_commands, read_messages
 from tidemill.roles.recorder import application
@@ -95,7 +96,7 @@ class Monitor:
 
     def run(self, stop: threading.Event) -> None:
         """Observe until ``stop``. While lake or log are away, try again."""
-        waiting = False
+        waiting, pauses = False, Pauses("monitoring_paused", self._clock)
         while not stop.is_set():
             try:
                 if self._lake.hold("observations") and (self._watch is None or self._watch.hold()):
@@ -106,7 +107,7 @@ class Monitor:
                 waiting = True
                 stop.wait(_POLL_SECONDS)
             except Unavailable as error:
-                logger.warning("monitoring_paused", error=str(error))
+                pauses.tell(error)
                 stop.wait(_PAUSE_SECONDS)
 
     def _observe(self, stop: threading.Event) -> None:

@@ -92,6 +92,12 @@ def rollback(log: Log, topics: Topics, store: BundleStore, clock: Clock, version
     slots = read_slots(log, topics)
     target = _older(announced(log, topics), slots, version)
     _check_other(slots, target)
+    kept = store.bundles()
+    if target.bundle not in kept:
+        there = [str(one.version) for one in announced(log, topics).values() if one.bundle in kept]
+        raise UnknownModel(
+            f"version {target.version} was pruned (bundles.keep); there are still: {', '.join(there) or 'none'}"
+        )
     store.try_out(target.bundle)
     with deciding(store, clock):
         slots = read_slots(log, topics)

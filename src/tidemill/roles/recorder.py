@@ -32,6 +32,7 @@ from tidemill.lake import COLUMNS, Lake, TableName
 from tidemill.log.base import Batch, Headers, Log, Message, Reader, Record
 from tidemill.messages import Prediction, Topics
 from tidemill.roles.dead_letters import dead_letter
+from tidemill.roles.pauses import Pauses
 
 logger = structlog.get_logger()
 
@@ -79,7 +80,7 @@ class Recorder:
 
     def run(self, stop: threading.Event) -> None:
         """Record until ``stop``; what was polled by then is written. While lake or log are away, try again."""
-        waiting = False
+        waiting, pauses = False, Pauses("recording_paused", self._clock)
         while not stop.is_set():
             try:
                 if all(self._lake.hold(table) for table in TABLES):
@@ -90,7 +91,7 @@ class Recorder:
                 waiting = True
                 stop.wait(_PATIENCE_SECONDS)
             except Unavailable as error:
-                logger.warning("recording_paused", error=str(error))
+                pauses.tell(error)
                 stop.wait(_PAUSE_SECONDS)
 
     def _record(self, stop: threading.Event) -> None:
