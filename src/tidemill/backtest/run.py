@@ -128,7 +128,8 @@ class _Bench:
                 train_first(scratch)
                 [training] = trainings_of(scratch)
                 if training.verdict != "promoted":
-                    raise ConfigError(f"the original data gives no first model: {_detail(scratch)}")
+                    of = f"the newest {rows:,} rows of the original data, which the policy's window takes," if rows else ""
+                    raise ConfigError(f"{of or 'the original data'} give no first model: {_detail(scratch)}")
             self._firsts[rows] = folder
         return self._firsts[rows]
 

@@ -27,6 +27,10 @@ def train_now(wiring: "Wiring", again: bool) -> int:
         return 0
     command = _first(wiring) if champion is None else _asked(wiring)
     entry = _follow(wiring, command, console)
+    trials = read_messages(wiring.log, wiring.topics.trials, Trial)
+    tried = len({trial.number for trial in trials if trial.experiment == entry.experiment})
+    if 0 < tried < (wanted := entry.trials):
+        console.print(f"the search ended after {tried} of {wanted} trials, by tune.seconds or tune.stale")
     console.print(sentence(entry))
     return 1 if entry.verdict == "failed" else 0
 
