@@ -65,7 +65,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--small", action="store_true", help="a minute, and only what has a bound")
     parser.add_argument("--parts", default="", help=f"of {', '.join(PARTS)}: some, with commas between")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of what was measured")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="the folder of what was measured; what is there of parts that --parts leaves out stays",
+    )
     parser.add_argument("--no-quix", action="store_true", help="leave Quix Streams out: it needs an environment of its own")
     given = parser.parse_args()
     effort = SMALL if given.small else WHOLE
@@ -77,7 +82,7 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     results, failed = _measured(wanted, effort)
-    print(report.write(given.out, results))
+    print(report.write(given.out, _before(given.out) | results if given.parts else results))
     beyond = report.beyond(report.ratios(results)) if given.small else []
     if beyond:  # for a moment the machine may have had other work
         print(f"bench: again: {'; '.join(beyond)}", flush=True)
@@ -87,6 +92,13 @@ def main() -> None:
     for line in beyond:
         sys.stderr.write(f"bench: {line}\n")
     sys.exit(1 if beyond else 0)
+
+
+def _before(folder: Path) -> dict[str, object]:
+    """What is there of other parts."""
+    file = folder / "results.json"
+    found: dict[str, object] = msgspec.json.decode(file.read_bytes()) if file.exists() else {}
+    return found
 
 
 def _measured(parts: Sequence[str], effort: Effort) -> tuple[dict[str, object], list[str]]:

@@ -30,13 +30,17 @@ class Latency(Struct, frozen=True):
     quiet_gap_longest: float
 
 
+PULSE_SECONDS = 300
+"""At the longest: a start of all roles, and a training."""
+
+
 class Pulse:
     """Sends requests on an absolute schedule and notes when each answer is seen."""
 
     def __init__(self, wiring: Wiring, rate: int) -> None:
         self._wiring = wiring
         self._rate = rate
-        self._messages = requests(wiring, f"pulse-{time.monotonic_ns()}", 4 * 16_000)
+        self._messages = requests(wiring, f"pulse-{time.monotonic_ns()}", rate * PULSE_SECONDS)
         self._stop = threading.Event()
         self.due: dict[bytes, float] = {}
         self.seen: dict[bytes, float] = {}

@@ -154,10 +154,12 @@ def write(folder: Path, results: Results) -> str:
 
 def page(results: Results) -> str:
     """All of it for people (Markdown)."""
+    results = {**results, "ratios": ratios(results)}
     parts = [
         "# Benchmarks",
-        "What `make bench` measured in one run. Absolute figures are of the machine; what counts are the ratios, of things "
-        "that were measured side by side. This page is made from `results.json` (`python -m bench --out docs/benchmarks`).",
+        "What `make bench` measured, each part in one go. Absolute figures are of the machine; what counts are the ratios, "
+        "of things that were measured side by side. This page is made from `results.json` by `python -m bench --out "
+        "docs/benchmarks`.",
     ]
     for name, title in TITLES.items():
         if results.get(name):
