@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tidemill.cli.options import Commands, open_project, say
 
 if TYPE_CHECKING:
+    from tidemill.log.base import Log, Positions
     from tidemill.wiring import Wiring
 
 
@@ -112,19 +113,28 @@ def seek(group: str, topic: str, to: str, partition: int | None, project: Path) 
         if to not in ("beginning", "end") and len(bounds) > 1:
             raise ConfigError(f"{name} has {len(bounds)} partitions: say which with --partition")
         positions = {(name, p): _offset(to, *found) for p, found in bounds.items()}
-        reader = wiring.log.join(group, [name])
-        try:
-            reader.seek(positions)
-            reader.commit()
-        finally:
-            reader.close()
-        known = wiring.log.committed(group)
-        if any(known.get(place) != offset for place, offset in positions.items()):
+        if not _moved(wiring.log, group, positions):
             raise ConfigError(
                 f"{group} is reading, so it goes on where it was: stop it first (tidemill status says what runs)"
             )
     for (_, number), offset in positions.items():
         say(f"{group} goes on at offset {offset} of {name}, partition {number}")
+
+
+def _moved(log: "Log", group: str, positions: "Positions") -> bool:
+    """Whether the group stands there now: a member that is reading has the last word."""
+    from contextlib import closing
+
+    from tidemill.errors import Broken
+
+    with closing(log.join(group, [topic for topic, _ in positions])) as reader:
+        reader.seek(positions)
+        try:
+            reader.commit()
+        except Broken:
+            return False
+    known = log.committed(group)
+    return all(known.get(place) == offset for place, offset in positions.items())
 
 
 def _offset(to: str, first: int, end: int) -> int:
