@@ -17,6 +17,7 @@ Results = Mapping[str, Any]
 
 AIMS: dict[str, tuple[str, float]] = {
     "kafka_throughput_to_echo": (">=", 0.8),
+    "kafka_throughput_to_Quix_Streams,_defaults": (">=", 15.0),
     "kafka_throughput_to_Quix_Streams,_best_settings": (">=", 15.0),
     "kafka_throughput_to_the_original's_way": (">=", 800.0),
     "kafka_p99_to_echo_at_1000": ("<=", 1.5),
@@ -193,6 +194,8 @@ def _table(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
