@@ -81,7 +81,10 @@ def _read(a: str, b: str, project: Path | None, time: str, options: "Options") -
         return of_files(Path(a), Path(b), time), options
     if project is None and not Path(FILE).exists():
         other = b if is_file(a) else a
-        raise ConfigError(f"{other!r} is no CSV or Parquet file, and this folder is no project that could know it otherwise")
+        if other != "original" and ":" not in other and ".." not in other:
+            raise ConfigError(
+                f"{other!r} is no CSV or Parquet file, and this folder is no project that could know it otherwise"
+            )
     if time:
         raise ConfigError(f"--time {time}: is for two files without a project, whose schema.json names its column")
     with open_project(project or Path(".")) as wiring:

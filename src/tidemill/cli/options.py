@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from tidemill.temporary import remove_all
-
 if TYPE_CHECKING:
     from tidemill.wiring import Wiring
 
@@ -157,6 +155,8 @@ def exit_on_signals(unfinished: bool = False) -> threading.Event:
     A library may swallow the exception that ends it (in an import, a callback, a destructor), or be long in cleaning up:
     a thread ends the process then. It is started here, for a handler may interrupt a thread's start, and could not.
     """
+    from tidemill.temporary import remove_all
+
     leaving: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def end() -> None:
