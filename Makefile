@@ -32,7 +32,7 @@ check: setup      ## lint, format, types
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
-bench: setup      ## the figures, as ratios measured in one run; needs an hour and nothing beside it
+bench: setup      ## the figures, as ratios measured in one run; needs half an hour and nothing beside it
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,dev,bench]'
 	$(BIN)/python -m bench
 

@@ -112,7 +112,6 @@ def _measured(parts: Sequence[str], effort: Effort) -> tuple[dict[str, object], 
         except Exception:
             traceback.print_exc()
             failed.append(name)
-    results["ratios"] = report.ratios(results)
     return results, failed
 
 

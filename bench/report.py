@@ -69,6 +69,8 @@ TITLES = {
     "search_shift": "Search: 20 trials after a shift, with memory and without, gain in log loss",
 }
 
+PLOTS = {"kafka_throughput": "throughput.svg", "kafka_latency": "latency.svg", "scoring": "scoring.svg"}
+
 
 def machine() -> dict[str, object]:
     """What the figures are of."""
@@ -140,12 +142,10 @@ def beyond(found: Mapping[str, float]) -> list[str]:
     return lines
 
 
-PLOTS = {"kafka_throughput": "throughput.svg", "kafka_latency": "latency.svg", "scoring": "scoring.svg"}
-
-
 def write(folder: Path, results: Results) -> str:
     """``results.json``, a plot for what has several points if matplotlib is there, and ``README.md``, which comes back."""
     folder.mkdir(parents=True, exist_ok=True)
+    results = {**results, "ratios": ratios(results)}
     (folder / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
     _plot(folder, results)
     text = page(results)
@@ -155,7 +155,6 @@ def write(folder: Path, results: Results) -> str:
 
 def page(results: Results) -> str:
     """All of it for people (Markdown)."""
-    results = {**results, "ratios": ratios(results)}
     parts = [
         "# Benchmarks",
         "What `make bench` measured, each part in one go. Absolute figures are of the machine; what counts are the ratios, "

@@ -96,8 +96,9 @@ class Supervisor:
     """Runs ``commands`` (role -> argument list, in the order of starting) until told to stop.
 
     ``run_dir`` holds the lock and one JSON file a role. A role that ends is started again after a wait that doubles from
-    0.2 to 10 s, except with exit code 2 (a wrong setting: everything stops), or with 0 if it is in ``may_finish``. ``check``
-    is called before a restart of all roles; its ``ConfigError`` is printed and the running ones stay.
+    0.2 to 10 s, except with exit code 2 at its first start (a wrong setting: everything stops), or with 0 if it is in
+    ``may_finish``. ``check`` is called before a restart of all roles; its ``ConfigError`` is printed and the running ones
+    stay.
     """
 
     def __init__(

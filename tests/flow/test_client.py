@@ -262,12 +262,13 @@ def test_closing_ends_calls_that_wait(log: Log) -> None:
         client.predict({"age": 1})
 
 
-@pytest.mark.usefixtures("echo")
 def test_a_time_that_is_no_number_is_refused_before_it_is_sent(client: Client) -> None:
-    """Of a request and of an outcome; an outcome that is not known is not to be sent as a missing value."""
+    """Of a request and of an outcome, where NumPy's whole numbers are good ones; an unknown outcome is no missing value."""
     with pytest.raises(BadRecord, match="bad_time"):
         client.send({"x": 1}, time_ms="abc")  # type: ignore[arg-type]
     with pytest.raises(BadRecord, match="bad_time"):
         client.report("r1", 1, time_ms="abc")  # type: ignore[arg-type]
+    client.send({"x": 1}, "timed", time_ms=np.int64(1_700_000_000_000))
+    client.report("timed", 1, time_ms=np.int64(1_700_000_000_000))
     with pytest.raises(BadRecord, match="an outcome must be known"):
         client.report("r1", float("nan"))

@@ -136,7 +136,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], dict[str, str], int
     "one underscore": (nothing, ["config", "-p", "p"], {"TIDEMILL_TUNE_TRIALS": "3"}, 2, "TIDEMILL_TUNE__TRIALS"),
     "unknown learner": (nothing, ["config", "-p", "p"], {"TIDEMILL_TUNE__LEARNER": "lightgbn"}, 2, "lightgbm"),
     "unknown proposer": (nothing, ["config", "-p", "p"], {"TIDEMILL_TUNE__PROPOSER": "optina"}, 2, "optuna"),
-    "no table": (nothing, ["drift", "people.csv", "people.txt"], {}, 2, "'people.txt' is no CSV or Parquet file"),
+    "no table": (nothing, ["drift", "people.csv", "people.txt"], {}, 2, "'people.txt' is nothing to compare"),
     "no data file": (nothing, ["init", "nobody.csv", "--target", "x", "-p", "q"], {}, 2, "nobody.csv: no such file"),
     "unknown target": (nothing, ["init", "people.csv", "--target", "incom", "-p", "q"], {}, 2, "no such column"),
     "bad task": (nothing, ["init", "people.csv", "--target", "income", "--task", "rank", "-p", "q"], {}, 2, "binary"),

@@ -1,10 +1,11 @@
 """The client for the user's service: ask for predictions, and report what became true."""
 
 import math
+import operator
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import msgspec
 
@@ -101,21 +102,21 @@ class Client:
         refused = {name: bad for name, bad in zip(names, built, strict=True) if isinstance(bad, BadRecord)}
         return [refused[name] if name in refused else answers[name] for name in names]
 
-    def send(self, features: Mapping[str, Any], request_id: str | None = None, time_ms: int | None = None) -> str:
+    def send(self, features: Mapping[str, Any], request_id: str | None = None, time_ms: SupportsIndex | None = None) -> str:
         """Send a request without waiting for its answer, with its event time if it is not now. The request's id."""
         name = new_id() if request_id is None else request_id
-        _check_time(time_ms)
-        message = self._request(name, features, () if time_ms is None else (("time", b"%d" % time_ms),))
+        at = _time(time_ms)
+        message = self._request(name, features, () if at is None else (("time", b"%d" % at),))
         if isinstance(message, BadRecord):
             raise message
         self._log.append([message])
         return name
 
-    def report(self, request_id: str, outcome: Label, time_ms: int | None = None) -> None:
+    def report(self, request_id: str, outcome: Label, time_ms: SupportsIndex | None = None) -> None:
         """Report what became true about a request, and when if it was not now. Durable when it returns."""
         self.report_many({request_id: outcome}, time_ms)
 
-    def report_many(self, outcomes: Mapping[str, Label], time_ms: int | None = None) -> None:
+    def report_many(self, outcomes: Mapping[str, Label], time_ms: SupportsIndex | None = None) -> None:
         """Report several at once, by request id: all or none."""
         self._log.append([outcome_message(self._topics, name, outcome, time_ms) for name, outcome in outcomes.items()])
 
@@ -250,15 +251,14 @@ def request_message(topics: Topics, request_id: str, features: Mapping[str, Any]
     return Message(topics.requests, value, _key(request_id), headers)
 
 
-def outcome_message(topics: Topics, request_id: str, outcome: Label, time_ms: int | None = None) -> Message:
+def outcome_message(topics: Topics, request_id: str, outcome: Label, time_ms: SupportsIndex | None = None) -> Message:
     """The record of an outcome. Raises ``BadRecord`` for one that is neither text, a finite number nor true or false."""
     if type(outcome) not in (str, int, float, bool) and hasattr(outcome, "item"):
         outcome = _plain(outcome)
     if not isinstance(outcome, str | int | float | bool):
         raise BadRecord("wrong_type", "outcome", f"a {type(outcome).__name__} is no label or value")
     _check_finite(outcome, "outcome")
-    _check_time(time_ms)
-    return Message(topics.outcomes, to_bytes(Outcome(outcome, time_ms)), _key(request_id))
+    return Message(topics.outcomes, to_bytes(Outcome(outcome, _time(time_ms))), _key(request_id))
 
 
 def _key(name: str) -> bytes:
@@ -272,9 +272,12 @@ def _key(name: str) -> bytes:
     return key
 
 
-def _check_time(time_ms: int | None) -> None:
-    if time_ms is not None and not isinstance(time_ms, int):
-        raise BadRecord("bad_time", "time", f"an event time is a whole number of milliseconds, not {time_ms!r}")
+def _time(time_ms: SupportsIndex | None) -> int | None:
+    """NumPy's whole numbers are good ones, too."""
+    try:
+        return None if time_ms is None else operator.index(time_ms)
+    except TypeError:
+        raise BadRecord("bad_time", "time", f"an event time is a whole number of milliseconds, not {time_ms!r}") from None
 
 
 def _check_finite(value: Any, field: str) -> None:

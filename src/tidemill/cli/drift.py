@@ -73,18 +73,13 @@ def _read(a: str, b: str, project: Path | None, time: str, options: "Options") -
     """Both sides, and the options with what the project's settings say."""
     from msgspec.structs import replace
 
-    from tidemill.configuration import FILE
-    from tidemill.drift.tables import is_file, of_files, of_project
+    from tidemill.drift.tables import check_source, is_file, of_files, of_project
     from tidemill.errors import ConfigError
 
     if project is None and is_file(a) and is_file(b):
         return of_files(Path(a), Path(b), time), options
-    if project is None and not Path(FILE).exists():
-        other = b if is_file(a) else a
-        if other != "original" and ":" not in other and ".." not in other:
-            raise ConfigError(
-                f"{other!r} is no CSV or Parquet file, and this folder is no project that could know it otherwise"
-            )
+    for source in (a, b):
+        check_source(source)
     if time:
         raise ConfigError(f"--time {time}: is for two files without a project, whose schema.json names its column")
     with open_project(project or Path(".")) as wiring:

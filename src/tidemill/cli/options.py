@@ -174,7 +174,7 @@ def exit_on_signals(unfinished: bool = False) -> threading.Event:
 
     threading.Thread(target=end, name="exit", daemon=True).start()
     for one in ENDING:
-        if signal.getsignal(one) != signal.SIG_IGN:  # nohup
+        if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:  # nohup
             signal.signal(one, handle)
     return threading.Event()
 

@@ -67,6 +67,13 @@ def is_file(source: str) -> bool:
     return Path(source).suffix.lower() in {".csv", ".parquet"} or (source != "original" and Path(source).is_file())
 
 
+def check_source(source: str) -> None:
+    """Raises ``ConfigError`` where the text names nothing that can be compared."""
+    if not (is_file(source) or source == "original" or source.startswith(("version:", "observations:")) or ".." in source):
+        hint = nearest(source, ("original", "version:1", "observations:0.."))
+        raise ConfigError(f"{source!r} is nothing to compare{hint}; give {SOURCES}")
+
+
 def of_files(a: Path, b: Path, time: str = "") -> Pair:
     """Two files without a project: features and types are what A has, ``time`` names its column of event times (by default
     its only one of dates or times). Raises ``ConfigError`` as ``read_table``, and where they share no column of use.
@@ -121,19 +128,17 @@ def _shared(schema: Schema, a: Table, b: Table, notes: list[str]) -> Pair:
 
 
 def _load(source: str, configuration: Configuration, lake: "Lake") -> Table:
-    kind, colon, rest = source.partition(":")
+    check_source(source)
+    kind, _, rest = source.partition(":")
     if is_file(source):
         return _of_frame(read_table(Path(source)), source, configuration.schema)
     if source == "original":
         return _original(configuration)
-    if kind == "version" and colon:
+    if kind == "version":
         return _of_version(_whole(rest, source), configuration.schema, lake)
-    if kind == "observations" and colon:
+    if kind == "observations":
         return _of_observations(source, rest, configuration.schema, lake)
-    if ".." in source:
-        return _of_range(source, configuration.schema, lake)
-    hint = nearest(source, ("original", "version:1", "observations:0.."))
-    raise ConfigError(f"{source!r} is nothing to compare{hint}; give {SOURCES}")
+    return _of_range(source, configuration.schema, lake)
 
 
 # -- files

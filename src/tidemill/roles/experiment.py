@@ -321,7 +321,7 @@ def make_executor(prepared: Prepared, plan: Search, workers: int) -> Executor:
         tune.patience,
         memory_bytes=plan.memory_bytes,
     )
-    return plan.executor(samples, prepared.folds, work, max(1, min(workers, tune.trials)))
+    return plan.executor(samples, prepared.folds, work, min(workers, tune.trials))
 
 
 def _fit(executor: Executor, best: Trial, prepared: Prepared, plan: Search) -> Fitted:

@@ -26,7 +26,7 @@ from tidemill.core.looking import Known, Size, Tally, window
 from tidemill.core.metrics import Metric
 from tidemill.core.outcomes import label_numbers
 from tidemill.core.reference import answers
-from tidemill.core.representative import Representative, representative
+from tidemill.core.representative import LEAST, Representative, representative
 from tidemill.core.retraining import AHEAD_MS, for_alarm
 from tidemill.errors import BadRecord
 from tidemill.lake import Lake
@@ -341,6 +341,8 @@ class Watcher:
         rows = self._lake.read(answers.select("request_id", "bundle", "value").join(asked, on="request_id"))
         told = pl.col("request_id").is_in(ids.implode())
         with_outcome, without = rows.filter(told), rows.filter(~told)
+        if without.height < LEAST:  # mostly so, and what they asked need not be decoded then
+            return representative(labelled, model.predictions(without))
         counts = [model.features(part.select(value="features")) for part in (with_outcome, without)]
         names = [column.name for column in model.reference.features]
         pairs = {name: (np.array(ours), np.array(others)) for name, ours, others in zip(names, *counts, strict=True)}
