@@ -93,7 +93,7 @@ class TableModel:
         check_width(matrix, forest.features)
         if len(matrix) == 0:
             return np.empty((0, forest.outputs) if forest.outputs > 1 else 0)
-        return answers(forest, self._scorer(matrix))
+        return answers(forest, self._scorer(matrix), self._scorer.exp)
 
     def to_bytes(self) -> bytes:
         return self._data
@@ -111,7 +111,7 @@ class TableModel:
             return TableModel(self._data, self._table, CompiledScorer(self._table))
         except ModuleNotFoundError:
             return None
-        except (ImportError, OSError, RuntimeError) as error:
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
             logger.warning("compiler_unusable", reason=f"{type(error).__name__}: {error}")
             return None
 

@@ -29,7 +29,7 @@ from tidemill.learners.lightgbm_text import (
     Integers,
     NotForTable,
 )
-from tidemill.learners.probabilities import FEW_ROWS, exp, sigmoid, softmax
+from tidemill.learners.probabilities import FEW_ROWS, Exp, exp, sigmoid, softmax
 
 WORD = 64
 SLOTS = WORD + 1
@@ -282,11 +282,16 @@ class Scorer(Protocol):
 
     def __call__(self, matrix: Matrix) -> Floats: ...
 
+    def exp(self, values: Floats) -> Floats:
+        """See ``tidemill.learners.probabilities.exp``."""
+        ...
+
 
 class NumpyScorer:
     """Sums of leaves by NumPy alone."""
 
     engine = "numpy"
+    exp = staticmethod(exp)
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -343,20 +348,20 @@ class NumpyScorer:
         return sums
 
 
-def answers(forest: Forest, sums: Floats) -> Floats:
+def answers(forest: Forest, sums: Floats, exp: Exp) -> Floats:
     """What ``Booster.predict`` makes of sums float64[n, outputs]: float64[n], or float64[n, outputs]."""
     if forest.average:
         sums = sums / (forest.trees // forest.outputs)
     if forest.transform == "softmax":
-        return softmax(sums)
-    found = _TRANSFORMS[forest.transform](sums.ravel(), forest.sigmoid)
+        return softmax(sums, exp)
+    found = _TRANSFORMS[forest.transform](sums.ravel(), forest.sigmoid, exp)
     return found.reshape(sums.shape) if forest.outputs > 1 else found
 
 
-_TRANSFORMS: dict[str, Callable[[Floats, float], Floats]] = {
-    "none": lambda sums, _: sums,
-    "square": lambda sums, _: np.sign(sums) * sums * sums,
-    "exp": lambda sums, _: exp(sums),
+_TRANSFORMS: dict[str, Callable[[Floats, float, Exp], Floats]] = {
+    "none": lambda sums, _, exp: sums,
+    "square": lambda sums, _, exp: np.sign(sums) * sums * sums,
+    "exp": lambda sums, _, exp: exp(sums),
     "sigmoid": sigmoid,
-    "log1p_exp": lambda sums, _: np.fromiter(map(math.log1p, exp(sums).tolist()), np.float64, len(sums)),
+    "log1p_exp": lambda sums, _, exp: np.fromiter(map(math.log1p, exp(sums).tolist()), np.float64, len(sums)),
 }

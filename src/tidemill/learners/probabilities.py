@@ -3,6 +3,7 @@ processor too.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +30,18 @@ def _exp(value: float) -> float:
         return math.inf
 
 
-def sigmoid(sums: Floats, factor: float = 1.0) -> Floats:
+Exp = Callable[[Floats], Floats]
+"""``exp``, or what gives the same in less time."""
+
+
+def sigmoid(sums: Floats, factor: float = 1.0, exp: Exp = exp) -> Floats:
     """Of float64[n], n > 0."""
     if len(sums) <= FEW_ROWS:
         return np.array([1.0 / (1.0 + _exp(-factor * one)) for one in sums.tolist()])
     return 1.0 / (1.0 + exp(-factor * sums))
 
 
-def softmax(sums: Floats) -> Floats:
+def softmax(sums: Floats, exp: Exp = exp) -> Floats:
     """Of float64[n, classes], n > 0. Class by class: the order of a sum decides its last bit."""
     powers = exp((sums - sums.max(axis=1, keepdims=True)).ravel()).reshape(sums.shape)
     return powers / np.add.accumulate(powers, axis=1)[:, -1:]
