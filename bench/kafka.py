@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,17 +33,20 @@ PARTITIONS = 4
 Start = Callable[[str, str], "subprocess.Popen[bytes]"]
 """Starts a program that answers what stands in one topic into another."""
 RAW, MINE = "raw echo, exactly once", "tidemill, exactly once"
+WIDE_BATCH = 4000
+ORIGINAL = "the original's way"
+WIDE = f"{MINE}, batches of {WIDE_BATCH}"
 
 
 class Program(NamedTuple):
-    """``start`` is None for the predictor, which reads and writes its project's own topics and keeps ``delivery``.
+    """``start`` is None for the predictor, which reads and writes its project's topics; ``settings`` are its environment.
 
     ``share`` of the backlog is for those that would take minutes, ``rate_max`` what they are asked at most a second.
     """
 
     name: str
     start: Start | None = None
-    delivery: str = "exactly_once"
+    settings: Mapping[str, str] = MappingProxyType({})
     share: float = 1.0
     rate_max: int = 1_000_000
 
@@ -89,9 +93,10 @@ def programs(bench: "Bench", wanted: str) -> list[Program]:
     ours = [
         Program("raw echo, at least once", bench.program("echo", "at_least_once", str(BATCH))),
         *two,
-        Program("tidemill, at least once", delivery="at_least_once"),
+        Program(WIDE, settings={"TIDEMILL_PREDICTOR__BATCH_MAX": str(WIDE_BATCH)}, rate_max=0),
+        Program("tidemill, at least once", settings={"TIDEMILL_STREAM__DELIVERY": "at_least_once"}),
         Program("a plain loop with LightGBM", bench.program("plain", root, bundle), share=0.1, rate_max=1000),
-        Program("the original's way", bench.program("original", root, str(TREES), str(LEAVES)), share=0.003, rate_max=20),
+        Program(ORIGINAL, bench.program("original", root, str(TREES), str(LEAVES)), share=0.003, rate_max=20),
     ]
     if wanted == "ours":
         return ours
@@ -185,9 +190,9 @@ class Bench:
     ) -> Iterator[list["subprocess.Popen[bytes]"]]:
         root = str(self.wiring.configuration.root)
         command = [sys.executable, "-m", "tidemill", "predictor", "--project", root]
-        delivery = {"TIDEMILL_STREAM__DELIVERY": program.delivery}
         processes = [
-            _process(command, delivery) if program.start is None else program.start(source, sink) for _ in range(copies)
+            _process(command, program.settings) if program.start is None else program.start(source, sink)
+            for _ in range(copies)
         ]
         try:
             yield processes

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bench.kafka import MINE, QUIX_VERSION, RAW
+from bench.kafka import MINE, ORIGINAL, QUIX_VERSION, RAW, WIDE, WIDE_BATCH
 from bench.stage import LEAVES, TREES
 from tidemill.testing.kafka_broker import KAFKA_VERSION
 
@@ -20,6 +20,7 @@ AIMS: dict[str, tuple[str, float]] = {
     "kafka_throughput_to_Quix_Streams,_defaults": (">=", 15.0),
     "kafka_throughput_to_Quix_Streams,_best_settings": (">=", 15.0),
     "kafka_throughput_to_the_original's_way": (">=", 800.0),
+    "kafka_throughput_at_4000_to_the_original's_way": (">=", 800.0),
     "kafka_p99_to_echo_at_1000": ("<=", 1.5),
     "kafka_training_p99_to_quiet": ("<=", 2.0),
     "sqlite_throughput_to_loop": (">=", 0.7),
@@ -107,8 +108,10 @@ def ratios(results: Results) -> dict[str, float]:
         found |= {
             f"kafka_throughput_to_{name.replace(' ', '_')}": speed[MINE] / value
             for name, value in speed.items()
-            if name not in (RAW, MINE)
+            if name not in (RAW, MINE, WIDE)
         }
+    if WIDE in speed:
+        found[f"kafka_throughput_at_{WIDE_BATCH}_to_{ORIGINAL.replace(' ', '_')}"] = speed[WIDE] / speed[ORIGINAL]
     p99 = {(one["program"], one["rate"]): one["p99"] for one in results.get("kafka_latency", [])}
     found |= {f"kafka_p99_to_echo_at_{rate}": value / p99[RAW, rate] for (name, rate), value in p99.items() if name == MINE}
     if "sqlite_throughput" in results:
