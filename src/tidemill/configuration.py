@@ -151,6 +151,7 @@ def load(project_dir: Path, environ: Mapping[str, str]) -> Configuration:
     _check(settings, places)
     schema = read_schema(project_dir / settings.project.schema)
     check_metric(settings.tune.metric, schema.task, places.get("tune.metric", ""))
+    _check_block(settings.drift.block, schema, places.get("drift.block", ""))
     return Configuration(settings, schema, root, origins, digest(settings))
 
 
@@ -445,6 +446,12 @@ def check_metric(name: str, task: Task, place: str) -> None:
             metric(name, task)
     except ConfigError as error:
         raise ConfigError(f"{place.removesuffix(': tune.metric')}: {error}") from None
+
+
+def _check_block(name: str, schema: Schema, place: str) -> None:
+    if name and name not in schema.columns:
+        known = nearest(name, schema.columns) or f"; there are {', '.join(schema.columns)}"
+        raise ConfigError(f"{place} = {_toml(name)}: there is no such feature{known}")
 
 
 def _check(settings: Settings, places: Mapping[str, str]) -> None:

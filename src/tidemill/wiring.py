@@ -139,10 +139,7 @@ class Wiring:
         from tidemill.roles.trainer import Trainer
 
         settings, schema = self.settings, self.configuration.schema
-        tune, block = settings.tune, settings.drift.block
-        if block and block not in schema.columns:
-            where = self.configuration.origins["drift.block"]
-            raise ConfigError(f"drift.block ({where}): there is no feature {block!r}; valid are {', '.join(schema.columns)}")
+        tune = settings.tune
         search = Search(
             {name: LEARNERS.find(name) for name in tune.learners},
             PROPOSERS.find(tune.proposer),

@@ -135,6 +135,10 @@ def test_paths_are_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             TOML + "[tune]\nmetric = 'rmse'\n",
             "DIR/tidemill.toml: tune.metric 'rmse' does not fit a binary target; ",
         ),
+        (
+            TOML + "[drift]\nblock = 'customer'\n",
+            'DIR/tidemill.toml: drift.block = "customer": there is no such feature; there are age, ',
+        ),
         ('[project]\ndata = "x"\n', "DIR/tidemill.toml: project.name is missing: prefix of every topic"),
         ('[project]\nname = "A b"\ndata = "x"\n', "project.name = 'A b': must be 1 to 41 of the characters a-z, 0-9 and -"),
     ],
