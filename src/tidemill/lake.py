@@ -7,6 +7,7 @@ with the handle it has read with: of two writers that read the same position one
 
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -406,6 +407,9 @@ def _our_errors(place: str, undo: Callable[[], Any] = lambda: None) -> Iterator[
         raise Broken(f"{place}: damaged; delete its folder and it is rebuilt from the log ({_line(error)})") from error
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def _line(error: Exception) -> str:
-    """The error without the stack that the library may put behind it."""
-    return " ".join(str(error).split(" 0: ")[0].split())[:300]
+    """The error without the library's colours, or the stack that it may put behind."""
+    return " ".join(_COLOUR.sub("", str(error)).split(" 0: ")[0].split())[:300]

@@ -1,7 +1,6 @@
 """Bundles: what is written, what is refused, what is kept."""
 
 import math
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BundleRefused, Unavailable, UnknownModel
 from tidemill.learners.base import Learner, Matrix, Model, Samples
 from tidemill.learners.lightgbm import LightGBM
+from tidemill.testing.full_disk import files_at_most
 
 LEARNERS = {"lightgbm": LightGBM()}
 SCHEMA = Schema((Feature("age", "number"), Feature("work", "category", ("a", "b"))), "paid", "binary", ("no", "yes"))
@@ -222,13 +222,8 @@ def test_a_full_disk_is_unavailable_and_leaves_nothing(store: BundleStore, bundl
     """The trainer comes again later: the bundle is whole or absent, and no half of it stays."""
     model, encoder, matrix = a_model(6)
     before = sorted(store.root.iterdir())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(Unavailable, match=r"/bundles cannot be written: File too large\Z"):
-            store.write(model, encoder, CARD, matrix)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_at_most(1000), pytest.raises(Unavailable, match=r"/bundles cannot be written: File too large\Z"):
+        store.write(model, encoder, CARD, matrix)
     assert sorted(store.root.iterdir()) == before
     assert store.write(model, encoder, CARD, matrix) in store.bundles()
 

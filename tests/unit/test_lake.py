@@ -15,6 +15,7 @@ from deltalake import DeltaTable
 
 from tidemill.errors import Broken, Unavailable
 from tidemill.lake import COLUMNS, Lake, TableName
+from tidemill.testing.full_disk import files_at_most
 
 APP = "recorder:demo.requests:0"
 
@@ -210,6 +211,18 @@ def test_what_the_disk_says_is_one_line_of_ours(lake: Lake, tmp_path: Path) -> N
     with pytest.raises(Broken, match="rebuilt from the log") as caught:
         Lake(tmp_path / "lake").count("requests")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [500, 0], ids=["rows", "only a position"])
+def test_a_disk_that_takes_no_more_is_waited_for(lake: Lake, count: int) -> None:
+    """One plain line, whether the rows or the commit do not fit; nothing was written, and with room it goes on."""
+    lake.append("requests", requests(0, 1), {APP: 1})
+    with files_at_most(100), pytest.raises(Unavailable, match=r"^lake table requests: .*\(os error 27\)$") as caught:
+        lake.append("requests", requests(1, count), {APP: 501})
+    assert str(caught.value).isprintable()
+    assert lake.position("requests", APP) == 1
+    lake.append("requests", requests(1, count), {APP: 501})
+    assert lake.read(lake.scan("requests")).sort("offset").equals(requests(0, 1 + count))
 
 
 def test_a_commit_that_a_power_cut_emptied_never_was(lake: Lake, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a SQLite log promises beyond the contract: damage is found, files shrink, full disks and forks do no harm."""
 
 import os
-import resource
 import select
 import sqlite3
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from tidemill.log.sqlite_check import check
 from tidemill.log.sqlite_folder import database_file, refuse_network, wal_file
 from tidemill.log.sqlite_wake import Touch, pause_after, wake_file
 from tidemill.testing.clock import ManualClock
+from tidemill.testing.full_disk import files_at_most
 
 
 @pytest.fixture
@@ -335,17 +334,6 @@ def test_an_unknown_topic_is_named(log: SqliteLog) -> None:
             use()
     with pytest.raises(ConfigError, match="one partition"):
         log.create([Topic("wide", partitions=2)])
-
-
-@contextmanager
-def files_at_most(size: int) -> Iterator[None]:
-    """No file of this process may grow past so many bytes: writing beyond fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_writes_nothing_and_heals(log: SqliteLog, root: Path) -> None:
