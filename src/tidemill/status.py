@@ -14,6 +14,7 @@ from tidemill.clock import Clock
 from tidemill.log.base import Log, Record, lag
 from tidemill.messages import Event, JournalEntry, ModelVersion, Topics
 from tidemill.processes import HEALTHY_SECONDS, is_alive, is_restarting, read_runs
+from tidemill.roles.pauses import AGAIN_SECONDS
 from tidemill.roles.promotion import acknowledged, read_slots
 from tidemill.roles.reading import decoded, read_messages
 
@@ -27,9 +28,11 @@ SUGGESTED = "retraining_suggested"
 """What the monitor says of an alarm."""
 UNWATCHED = "champion_not_watched"
 """What the monitor says of a champion that it cannot hold against anything."""
+PAUSED = ("recording_paused", "monitoring_paused")
+PAUSED_SECONDS = 1.5 * AGAIN_SECONDS
+"""A role that is kept from its work says so again sooner."""
 
-
-KNOWN_EVENTS = (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED, RAISED, WORSENED, CLEARED, SUGGESTED, UNWATCHED)
+KNOWN_EVENTS = (*SHOWN_EVENTS, LOADED, REFUSED, QUICKENED, RAISED, WORSENED, CLEARED, SUGGESTED, UNWATCHED, *PAUSED)
 
 
 class RoleState(Struct, frozen=True):
@@ -74,7 +77,8 @@ class Slot(Struct, frozen=True):
 
 class Status(Struct, frozen=True):
     """All of it; its JSON is what ``tidemill status --json`` prints. Topics go by their names in ``messages.Topics``. The
-    ``alarm`` is the one that is up; for it a retraining may be ``suggested``, and it may be ``acknowledged``.
+    ``alarm`` is the one that is up; for it a retraining may be ``suggested``, and it may be ``acknowledged``. ``paused``:
+    what has kept roles from their work in the last minute or so, newest last.
     """
 
     project: str
@@ -91,6 +95,7 @@ class Status(Struct, frozen=True):
     alarm: Event | None = None
     suggested: bool = False
     acknowledged: bool = False
+    paused: list[Event] = []
 
 
 def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
@@ -116,6 +121,7 @@ def status(log: Log, topics: Topics, run_dir: Path, clock: Clock) -> Status:
         alarm=alarm,
         suggested=alarm is not None and _of(alarm, events.get(SUGGESTED)),
         acknowledged=alarm is not None and alarm.values.get("alarm") in acknowledged(journal),
+        paused=[one for one in events.values() if one.name in PAUSED and now - one.at < PAUSED_SECONDS * 1000],
     )
 
 
@@ -226,6 +232,10 @@ def render(found: Status) -> str:
     ]
     if found.alarm:
         blocks.insert(1, ["ALARM", *_alarm_lines(found.alarm, found)])
+    if found.paused:
+        blocks.insert(
+            1, ["PAUSED, and tried again each second", *_rows([_paused_cells(one, found.at) for one in found.paused])]
+        )
     if found.waits_for_first_model:
         blocks[-5].insert(1, "  waiting for the first model (train it: tidemill train); requests stay in the log until then")
     return "\n\n".join("\n".join(block) for block in blocks)
@@ -279,6 +289,10 @@ def _decision(found: Status) -> str:
 def _event_cells(event: Event, now: int) -> tuple[str, ...]:
     values = ", ".join(f"{name} {_shown(value)}" for name, value in event.values.items())
     return event.name, f"{_duration((now - event.at) / 1000)} ago", values
+
+
+def _paused_cells(event: Event, now: int) -> tuple[str, ...]:
+    return event.role, f"{_duration((now - event.at) / 1000)} ago", str(event.values.get("error"))
 
 
 def _alarm_lines(alarm: Event, found: Status) -> list[str]:

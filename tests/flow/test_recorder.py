@@ -17,7 +17,7 @@ from tidemill.errors import Broken
 from tidemill.lake import Lake, TableName
 from tidemill.log.base import Batch, Message, Topic, read_all
 from tidemill.log.sqlite import SqliteLog
-from tidemill.messages import Prediction, Topics, to_bytes
+from tidemill.messages import Event, Prediction, Topics, to_bytes
 from tidemill.roles import recorder
 from tidemill.roles.recorder import Recorder, _by_topic
 
@@ -327,3 +327,18 @@ def test_a_batch_is_taken_by_topic_however_they_alternate() -> None:
             assert part.topics == [topics[number] for number in mine]
             assert part.partitions == part.offsets == part.times_ms == mine
             assert part.keys == part.values == [keys[number] for number in mine]
+
+
+def test_a_lake_that_is_away_is_told_to_the_project_and_waited_for(log: SqliteLog, tmp_path: Path) -> None:
+    """A file in the folder's place: an event says so, and once it is gone what waited is recorded."""
+    place = tmp_path / "lakes"
+    place.touch()
+    send(log, 1)
+    with running(log, Lake(place / "lake")):
+        until(lambda: bool(read_all(log, TOPICS.events)))
+        place.unlink()
+        until(lambda: behind_of(log) == [0, 0, 0, 0])
+    assert offsets(Lake(place / "lake"), "requests") == [0]
+    (event,) = [msgspec.json.decode(record.value, type=Event) for record in read_all(log, TOPICS.events)]
+    assert (event.name, event.role) == ("recording_paused", "recorder")
+    assert "lakes" in event.values["error"]

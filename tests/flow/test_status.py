@@ -101,6 +101,28 @@ def test_the_newest_event_of_each_name(log: Log, run_dir: Path) -> None:
     assert "quality_measured  98 s ago  auc 0.7, answers 2, by {1 0.25}" in render(found)
 
 
+def test_what_keeps_a_role_from_its_work_is_shown_while_it_does(log: Log, run_dir: Path) -> None:
+    """The newest reason of each, until it is not said again."""
+    clock = ManualClock(now_ms=1_000_000)
+    for at, name, role, error in (
+        (930_000, "recording_paused", "recorder", "the disk is full"),
+        (980_000, "monitoring_paused", "monitor", "lake table looks: no"),
+        (990_000, "recording_paused", "recorder", "the lake is read-only"),
+    ):
+        log.append([Message(TOPICS.events, to_bytes(Event(name, role, at, {"error": error})))])
+    found = status(log, TOPICS, run_dir, clock)
+    assert [(one.role, one.values["error"]) for one in found.paused] == [
+        ("monitor", "lake table looks: no"),
+        ("recorder", "the lake is read-only"),
+    ]
+    shown = (
+        "PAUSED, and tried again each second\n  monitor   20 s ago  lake table looks: no\n  recorder  10 s ago  the lake is"
+    )
+    assert shown in render(found)
+    clock.advance(85)
+    assert [one.role for one in status(log, TOPICS, run_dir, clock).paused] == []
+
+
 def test_roles_are_alive_or_dead(log: Log, run_dir: Path) -> None:
     """A run file of a living process is alive; of a dead one, or of a pid that is another process now, dead."""
     clock = ManualClock(now_ms=200_000)

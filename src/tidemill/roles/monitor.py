@@ -96,7 +96,7 @@ class Monitor:
 
     def run(self, stop: threading.Event) -> None:
         """Observe until ``stop``. While lake or log are away, try again."""
-        waiting, pauses = False, Pauses("monitoring_paused", self._clock)
+        waiting, pauses = False, Pauses(ROLE, "monitoring_paused", self._log, self._topics, self._clock)
         while not stop.is_set():
             try:
                 if self._lake.hold("observations") and (self._watch is None or self._watch.hold()):

@@ -65,6 +65,7 @@ class Recorder:
 
     def __init__(self, log: Log, topics: Topics, lake: Lake, schema: Schema, settings: settings.Lake, clock: Clock) -> None:
         self._log = log
+        self._topics = topics
         self._lake = lake
         self._outcomes = OutcomeDecoder(schema)
         self._settings = settings
@@ -80,7 +81,7 @@ class Recorder:
 
     def run(self, stop: threading.Event) -> None:
         """Record until ``stop``; what was polled by then is written. While lake or log are away, try again."""
-        waiting, pauses = False, Pauses("recording_paused", self._clock)
+        waiting, pauses = False, Pauses(GROUP, "recording_paused", self._log, self._topics, self._clock)
         while not stop.is_set():
             try:
                 if all(self._lake.hold(table) for table in TABLES):
