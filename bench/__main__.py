@@ -199,7 +199,7 @@ def _broker() -> Iterator["kafka.Bench | None"]:
         print(f"bench: left out: {reason}", flush=True)
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder, KafkaBroker(Path(folder)) as broker:
+    with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder, KafkaBroker(Path(folder), lasting=True) as broker:
         wiring: Wiring
         with open_stage(broker.bootstrap) as wiring:
             yield kafka.Bench(broker.bootstrap, wiring)
