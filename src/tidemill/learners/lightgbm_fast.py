@@ -3,7 +3,7 @@
 The loop is the same for every model, so a process compiles it once: 0.1 s, by llvmlite, which is LLVM and nothing else.
 Numba would write the same code from Python, but takes 1.3 s to import and 150 MB, more than a whole predictor; llvmlite
 takes 0.1 s and, once it has given back its own code, 30 MB. The loop works on two rows at a time, so that two sums grow
-side by side: each waits for its last addition. Four at a time took up to 18 % longer, one 5 to 10 %.
+side by side: each waits for its last addition. Four at a time took up to 18 % longer, one 7 to 17 %.
 """
 
 import ctypes
@@ -42,6 +42,7 @@ _ARGUMENTS: dict[str, ir.Type] = {
 }
 """Of the loop: a matrix, row by row, the addresses and sizes of ``_TABLE``, and where sums go."""
 _EXP_ARGUMENTS = (_DOUBLES, _INT)
+"""Of the other loop: values, which it replaces, and how many."""
 _TABLE: dict[str, ir.Type] = {
     "matrix_width": _INT,
     "features": _INTS,
