@@ -1,7 +1,7 @@
 """``make bench``: every comparison of speed in one run, as tables (Markdown), plots (SVG) and ``results.json``.
 
-Absolute figures are of the machine; what counts are the ratios, which are measured side by side. ``--small`` takes a
-minute, and fails where a ratio is twice beyond what it may be on any machine. What models are worth (``search``, ``drift``)
+Absolute figures are of the machine; what counts are the ratios, which are measured side by side. ``--small`` takes two
+minutes, and fails where a ratio is twice beyond what it may be on any machine. What models are worth (``search``, ``drift``)
 is measured by hundreds of trainings, which take hours: only where ``--parts`` names it.
 """
 
@@ -63,7 +63,7 @@ Part = Callable[[Effort], dict[str, object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a minute, and only what has a bound")
+    parser.add_argument("--small", action="store_true", help="two minutes, and only what has a bound")
     parser.add_argument("--parts", default="", help=f"of {', '.join(PARTS)}: some, with commas between")
     parser.add_argument(
         "--out",

@@ -70,7 +70,6 @@ class Recorder:
         self._outcomes = OutcomeDecoder(schema)
         self._settings = settings
         self._clock = clock
-        self._dead_letters = topics.dead_letters
         self._tables: dict[str, TableName] = {getattr(topics, table): table for table in TABLES}
         self._read: dict[TableName, Callable[[Batch], Read]] = {
             "requests": _requests,
@@ -172,7 +171,7 @@ class Recorder:
             for record, error in bad:
                 if record.offset >= self._passed.get((record.topic, record.partition), 0):
                     about = _known_id(record) if table == "outcomes" else ""
-                    self._letters.append(dead_letter(self._dead_letters, record, error, GROUP, about))
+                    self._letters.append(dead_letter(self._topics.dead_letters, record, error, GROUP, about))
 
     def _new(self, table: TableName, good: Batch, columns: Columns) -> pl.DataFrame:
         """The rows that the table does not have."""
