@@ -13,7 +13,7 @@ What a feature takes, by its type; absent and null are missing everywhere, and f
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
 
@@ -47,9 +47,13 @@ _FIELD_TYPES: dict[FeatureType, Any] = {
     "boolean": bool | float | str | None | UnsetType,
     "category": str | int | float | bool | None | UnsetType,
 }
+_PLAIN_TYPES: dict[FeatureType, Any] = {"number": float | None, "boolean": bool | None, "category": str | None}
+_PLAIN_FOUND: dict[FeatureType, set[type]] = {
+    "number": {float, type(None)},
+    "boolean": {bool, type(None)},
+    "category": {str, type(None)},
+}
 _TEXT_OR_MISSING = {str, type(None)}
-# Digits to 0, exponents to e, minus to itself, all else to a space: "1E-400" then is "0e-000", whatever its digits are.
-_SHAPES = bytes(48 if 48 <= i <= 57 else 101 if i in b"eE" else i if i == 45 else 32 for i in range(256))
 _MANY_ZEROS = b"0" * 200
 
 
@@ -62,7 +66,7 @@ class Decoded(Struct, frozen=True):
 
 
 class _Parsed(Struct, frozen=True):
-    """What the typed parse gave: fields as columns, the types found in each, and the places of their values."""
+    """What the typed parse gave: fields as columns, the types that may be in each, and the places of their values."""
 
     columns: list[Sequence[Any]]
     types: list[set[type]]
@@ -79,11 +83,14 @@ class Decoder:
         self._features = {feature.name: feature for feature in schema.features}
         names = {f"field{number}": feature.name for number, feature in enumerate(schema.features)}
         fields = [(f"field{number}", _FIELD_TYPES[f.type], UNSET) for number, f in enumerate(schema.features)]
+        plain = [(f"field{number}", _PLAIN_TYPES[f.type]) for number, f in enumerate(schema.features)]
         try:
             row = msgspec.defstruct("Row", fields, rename=names, gc=False)
+            plain_row = msgspec.defstruct("PlainRow", plain, rename=names, gc=False)
         except ValueError as error:
             raise ConfigError(f"the schema's feature names cannot be read from JSON: {error}") from error
         self._decode = msgspec.json.Decoder(row).decode
+        self._decode_plain = msgspec.json.Decoder(plain_row).decode
         self._decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
     def decode(self, values: Sequence[bytes]) -> Decoded:
@@ -119,24 +126,32 @@ class Decoder:
             raise BadRecord("not_json", "", str(error)) from error
 
     def _parse(self, values: Sequence[bytes], bad: dict[int, BadRecord]) -> _Parsed:
+        """Where every value has every field in its own type, nobody needs to look for what else there is."""
+        rows, types = list(range(len(values))), [_PLAIN_FOUND[feature.type] for feature in self.schema.features]
         try:
-            rows, records = list(range(len(values))), self._decode_all(values)
+            columns = self._as_columns(self._decode_all(values, self._decode_plain))
         except (ValueError, RecursionError):
-            rows, records = self._decode_each(values, bad)
-        columns: list[Sequence[Any]] = list(zip(*map(msgspec.structs.astuple, records), strict=True))
-        columns = columns or [() for _ in self._features]
-        return _Parsed(columns, [set(map(type, column)) for column in columns], rows)
+            try:
+                records = self._decode_all(values, self._decode)
+            except (ValueError, RecursionError):
+                rows, records = self._decode_each(values, bad)
+            columns = self._as_columns(records)
+            types = [set(map(type, column)) for column in columns]
+        return _Parsed(columns, types, rows)
 
-    def _decode_all(self, values: Sequence[bytes]) -> list[Any]:
+    def _as_columns(self, records: list[Any]) -> list[Sequence[Any]]:
+        return list(zip(*map(msgspec.structs.astuple, records), strict=True)) or [() for _ in self._features]
+
+    def _decode_all(self, values: Sequence[bytes], decode: Callable[[bytes], Any]) -> list[Any]:
         if max(map(len, values), default=0) > self.bytes_max:
             raise ValueError
-        return list(map(self._decode, values))
+        return list(map(decode, values))
 
     def _decode_each(self, values: Sequence[bytes], bad: dict[int, BadRecord]) -> tuple[list[int], list[Any]]:
         rows, records = [], []
         for row, value in enumerate(values):
             try:
-                records += self._decode_all([value])
+                records += self._decode_all([value], self._decode)
                 rows.append(row)
             except (ValueError, RecursionError) as error:
                 bad[row] = self._explain(value, error)
@@ -153,14 +168,16 @@ class Decoder:
     def _doubtful_bytes(self, values: list[bytes], parsed: _Parsed) -> set[int]:
         """Places of values that may hide what the typed parse does not see."""
         joined = b"\n".join(values)
+        symbols = np.frombuffer(joined, dtype=np.uint8)
         doubtful: set[int] = set()
         if not joined.isascii() and not _is_utf8(joined):
             doubtful.update(i for i, value in enumerate(values) if not _is_utf8(value))
         # Every key has a colon: as many colons as fields that were found leave no room for a second one of any.
         absent = sum(c.count(UNSET) for c, types in zip(parsed.columns, parsed.types, strict=True) if UnsetType in types)
-        if joined.count(b":") != len(values) * len(self._features) - absent:
+        if np.count_nonzero(symbols == ord(":")) != len(values) * len(self._features) - absent:
             doubtful.update(i for i, value in enumerate(values) if self._may_repeat_keys(value))
-        if joined.count(b"{") + joined.count(b"[") >= len(values) + DEPTH_MAX:
+        # One bit is the difference between the two ways to begin something.
+        if np.count_nonzero(symbols | (ord("[") ^ ord("{")) == ord("{")) >= len(values) + DEPTH_MAX:
             doubtful.update(i for i, v in enumerate(values) if v.count(b"{") + v.count(b"[") > DEPTH_MAX)
         if b"\\" in joined and b"\\u0000" in joined:
             doubtful.update(i for i, value in enumerate(values) if b"\\u0000" in value)
@@ -218,7 +235,11 @@ def _is_utf8(value: bytes) -> bool:
 
 def _may_underflow(text: bytes) -> bool:
     """Whether a number may be so small: it takes an exponent of three digits, or two hundred zeros."""
-    return b"0e-000" in text.translate(_SHAPES) or _MANY_ZEROS in text
+    symbols = np.frombuffer(text, dtype=np.uint8)
+    minus = np.flatnonzero(symbols[2:-3] == ord("-")) + 2
+    minus = minus[symbols[minus - 1] | (ord("e") ^ ord("E")) == ord("e")]
+    around = symbols[minus[:, None] + [-2, 1, 2, 3]] - ord("0")
+    return bool((around <= 9).all(axis=1).any()) or _MANY_ZEROS in text
 
 
 # What travels beside the value: the key and the headers, an app's own or those of CloudEvents (Kafka binding, binary mode).

@@ -12,14 +12,13 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from tidemill.errors import Broken, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.log.base import Message, Record, Start, Topic
-from tidemill.log.kafka_client import CALL_SECONDS, Clients, Value
+from tidemill.log.kafka_client import CALL_SECONDS, Clients, Value, produce
 from tidemill.log.kafka_reader import KafkaReader
 from tidemill.log.kafka_session import ABORT_SECONDS, TRANSACTION, Delivery, Membership, flush
 from tidemill.log.kafka_slots import Slots
@@ -142,7 +141,7 @@ class KafkaLog:
 
         producer = self._appender()
         try:
-            _produce(producer, messages, on_delivery)
+            produce(producer, messages, on_delivery)
             left = producer.flush(2 * CALL_SECONDS)
             if refused:
                 raise KafkaException(refused[0])
@@ -162,7 +161,7 @@ class KafkaLog:
         producer.init_transactions(CALL_SECONDS)
         producer.begin_transaction()
         try:
-            _produce(producer, messages, lambda error, _: refused.append(error) if error else None)
+            produce(producer, messages, lambda error, _: refused.append(error) if error else None)
             failpoint("log.append.written")
             flush(producer, refused, CALL_SECONDS)
             producer.commit_transaction(CALL_SECONDS)
@@ -182,13 +181,3 @@ class KafkaLog:
                 # One that knows the brokers gets its number at once; else its first word waits for half a second.
                 self._producer.list_topics(timeout=CALL_SECONDS)
             return self._producer
-
-
-def _produce(producer: Producer, messages: Sequence[Message], on_delivery: Any) -> None:
-    for message in messages:
-        headers: Any = list(message.headers) if message.headers else None
-        try:
-            producer.produce(message.topic, message.value, message.key, headers=headers, on_delivery=on_delivery)
-        except BufferError:
-            producer.flush(CALL_SECONDS)
-            producer.produce(message.topic, message.value, message.key, headers=headers, on_delivery=on_delivery)

@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from typing import Any, TypeVar
 
 import structlog
@@ -18,9 +19,12 @@ from confluent_kafka.admin import AdminClient
 
 from tidemill.clock import SystemClock
 from tidemill.errors import BadRecord, Broken, ConfigError, TidemillError, Unavailable
+from tidemill.log.base import Message
 
 Answer = TypeVar("Answer")
 Value = str | int | float | bool
+Delivered = Callable[[KafkaError | None, Any], None]
+"""Called within other calls, for what the broker did not take."""
 Raw = Any
 """A ``confluent_kafka.Message``. Its types say that everything may be absent; what was consumed has it all."""
 
@@ -58,7 +62,9 @@ PRODUCER: Mapping[str, Value] = {
     "partitioner": "murmur2_random",
     # The broker decides what is too large; a dead letter is larger than the request that it carries.
     "message.max.bytes": 4_000_000,
-    "queue.buffering.max.messages": 1_000_000,
+    # Whoever appends has all that he appends in memory: there is no less of it while it waits somewhere else.
+    "queue.buffering.max.messages": 0,
+    "queue.buffering.max.kbytes": 2**31 - 1,
     "message.timeout.ms": round(CALL_SECONDS * 1000),
     # After a commit the broker answers CONCURRENT_TRANSACTIONS until its markers are written (about a millisecond), and
     # librdkafka waits so long before it asks again: 44 ms a transaction by default, and 500 ms for a producer's first word.
@@ -213,6 +219,20 @@ def consume(consumer: Consumer, limit: int, timeout: float) -> list[Raw]:
     if found and limit > 1:
         found += consumer.consume(limit - 1, 0.0)
     return found
+
+
+def produce(producer: Producer, messages: Iterable[Message], on_delivery: Delivered) -> None:
+    """Hand messages to the client, in order. Those without headers go together: one call a message would take three times
+    as long, and the first ones would go to the broker by themselves.
+    """
+    for (topic, plain), together in groupby(messages, lambda message: (message.topic, not message.headers)):
+        if plain:
+            batch: list[Any] = [{"value": message.value, "key": message.key} for message in together]
+            if producer.produce_batch(topic, batch, on_delivery=on_delivery) < len(batch):
+                raise KafkaException(next(one["_error"] for one in batch if "_error" in one))
+        else:
+            for message in together:
+                producer.produce(topic, message.value, message.key, headers=list(message.headers), on_delivery=on_delivery)
 
 
 class Watchdog:

@@ -7,7 +7,7 @@ that the positions which the broker then tells are final.
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -17,7 +17,7 @@ from tidemill.clock import SystemClock
 from tidemill.errors import Broken, TidemillError, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.log.base import Batch, Message, Positions
-from tidemill.log.kafka_client import CALL_SECONDS, Clients, Raw
+from tidemill.log.kafka_client import CALL_SECONDS, Clients, Raw, produce
 from tidemill.log.kafka_slots import Slots
 from tidemill.log.kafka_topics import Place, Topics, gone
 
@@ -244,7 +244,7 @@ class Session:
         producer, deadline = self._producer, _clock.monotonic() + COMMIT_SECONDS
         producer.begin_transaction()
         failpoint("log.commit.begun")
-        self._produce(outputs)
+        produce(producer, outputs, self._on_delivery)
         failpoint("log.commit.written")
         try:
             if offsets:
@@ -258,7 +258,7 @@ class Session:
             raise
 
     def _publish_then_commit(self, outputs: Sequence[Message], offsets: list[TopicPartition]) -> None:
-        self._produce(outputs)
+        produce(self._producer, outputs, self._on_delivery)
         failpoint("log.commit.written")
         if self._producer.flush(COMMIT_SECONDS):
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
@@ -266,16 +266,6 @@ class Session:
             raise KafkaException(self._refusals[0])
         if offsets:
             self._consumer.commit(offsets=offsets, asynchronous=False)
-
-    def _produce(self, outputs: Sequence[Message]) -> None:
-        produce = self._producer.produce
-        for message in outputs:
-            headers: Any = list(message.headers) if message.headers else None
-            try:
-                produce(message.topic, message.value, message.key, headers=headers)
-            except BufferError:
-                self._producer.flush(CALL_SECONDS)
-                produce(message.topic, message.value, message.key, headers=headers)
 
     def _on_delivery(self, error: KafkaError | None, _: Raw) -> None:
         """Called within other calls, for what the broker did not take. The first reason is the one that counts."""
@@ -326,6 +316,8 @@ class Session:
             with suppress(KafkaException):
                 self._producer.abort_transaction(ABORT_SECONDS)
         self._producer.purge()
+        # The consumer knows this session's methods: a cycle, which would keep both clients until the collector comes.
+        del self._consumer, self._producer
 
     def _leave(self) -> None:
         """A static member leaves when it unsubscribes, not when it closes; and only once it was told to let go."""
@@ -427,14 +419,13 @@ class Session:
     # The producers.
 
     def _transactional(self, name: str) -> Producer:
-        own = {"transactional.id": name, "on_delivery": self._on_delivery}
-        producer = self._member.clients.producer(own, PRODUCER | TRANSACTION)
+        producer = self._member.clients.producer({"transactional.id": name}, PRODUCER | TRANSACTION)
         with self._member.clients.in_our_words(f"taking up transactional id {name!r}"):
             producer.init_transactions(CALL_SECONDS)
         return producer
 
     def _plain(self) -> Producer:
-        return self._member.clients.producer({"on_delivery": self._on_delivery}, PRODUCER)
+        return self._member.clients.producer({}, PRODUCER)
 
 
 def flush(producer: Producer, refusals: Sequence[KafkaError], seconds: float) -> None:

@@ -12,8 +12,9 @@ in the same commit as the position behind it.
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -278,11 +279,14 @@ class Counts:
 
 
 class Asked(NamedTuple):
-    """A request whose key and headers can be used: its row in the batch, its id, and when it was asked."""
+    """Requests whose keys and headers can be used, as columns: their rows in the batch, and their ids."""
 
-    row: int
-    id: str
-    at: int
+    rows: Sequence[int]
+    ids: Sequence[str]
+
+    def those_at(self, places: Sequence[int]) -> "Asked":
+        """Some of them."""
+        return Asked([self.rows[place] for place in places], [self.ids[place] for place in places])
 
 
 class Refused(NamedTuple):
@@ -392,48 +396,58 @@ class Predictor:
         assert serving is not None, "the loop starts with a model"  # noqa: S101
         refused: list[Refused] = []
         asked = self._asked(batch, refused)
-        values = batch.values if len(asked) == len(batch) else [batch.values[request.row] for request in asked]
-        answers = serving.answerer.answer(values)
+        answers = serving.answerer.answer([batch.values[row] for row in asked.rows])
         now = self._clock.now_ms()
-        refused += [Refused(asked[place].row, asked[place].id, error) for place, error in answers.bad]
-        answered = [asked[place] for place in answers.rows]
-        self._counts.add(answers, serving.bundle.schema.columns, [now - batch.times_ms[request.row] for request in answered])
+        refused += [Refused(asked.rows[place], asked.ids[place], error) for place, error in answers.bad]
+        answered = asked.those_at(answers.rows)
+        times = [batch.times_ms[row] for row in answered.rows]
+        self._counts.add(answers, serving.bundle.schema.columns, [now - at for at in times])
         self._counts.by_name["dead"].update(bad.error.reason for bad in refused)
         return [
-            *self._predictions(serving.version, batch, answered, answers, now),
+            *self._predictions(serving.version, answered.ids, times, answers, now, _traces(batch, answered.rows)),
             *(dead_letter(self._topics.dead_letters, batch.record(bad.row), bad.error, ROLE, bad.id) for bad in refused),
         ]
 
-    def _asked(self, batch: Batch, refused: list[Refused]) -> list[Asked]:
+    def _asked(self, batch: Batch, refused: list[Refused]) -> Asked:
         """The requests whose envelope is good and whose deadline has not passed; the others go to ``refused``."""
         names = plain_ids(batch.keys, batch.headers)
         if names is not None:
-            return list(map(Asked, range(len(batch)), names, batch.times_ms))
+            return Asked(range(len(batch)), names)
         now, require_id = self._clock.now_ms(), self._settings.require_id
         places = zip(batch.keys, batch.topics, batch.partitions, batch.offsets, strict=True)
-        asked = []
+        rows, ids = list[int](), list[str]()
         for row, place in enumerate(places):
-            headers, at, name = batch.headers[row], batch.times_ms[row], ""
+            headers, name = batch.headers[row], ""
             try:
                 name = request_id(*place, require_id, headers)
                 if headers:
                     check_content(headers)
-                    event_time(headers, at)  # an unreadable time is refused here; the recorder keeps a good one
+                    event_time(headers, 0)  # an unreadable time is refused here; the recorder keeps a good one
                     _check_deadline(headers, now)
-                asked.append(Asked(row, name, at))
+                rows.append(row)
+                ids.append(name)
             except BadRecord as error:
                 refused.append(Refused(row, name, error))
-        return asked
+        return Asked(rows, ids)
 
     def _predictions(
-        self, version: ModelVersion, batch: Batch, answered: list[Asked], answers: Answers, now: int
+        self,
+        version: ModelVersion,
+        ids: Sequence[str],
+        times: Sequence[int],
+        answers: Answers,
+        now: int,
+        traces: Iterable[Headers],
     ) -> Iterator[Message]:
-        topic, number, bundle = self._topics.predictions, version.version, version.bundle
-        values = zip(answers.predictions, answers.probability, answers.probabilities, answers.value, strict=True)
-        for request, (label, probability, probabilities, value) in zip(answered, values, strict=True):
-            headers = batch.headers[request.row]
-            message = Prediction(request.id, label, number, bundle, request.at, now, probability, probabilities, value)
-            yield Message(topic, to_bytes(message), request.id.encode(), _trace(headers) if headers else ())
+        served, at = (repeat(version.version), repeat(version.bundle)), repeat(now)
+        scores = answers.probability, answers.probabilities, answers.value
+        predictions = map(Prediction, ids, answers.predictions, *served, times, at, *scores)
+        return map(Message, repeat(self._topics.predictions), map(to_bytes, predictions), map(str.encode, ids), traces)
+
+
+def _traces(batch: Batch, rows: Sequence[int]) -> list[Headers]:
+    """What goes on of the headers of these rows."""
+    return [_trace(headers) if headers else () for headers in map(batch.headers.__getitem__, rows)]
 
 
 def _check_deadline(headers: Headers, now: int) -> None:
