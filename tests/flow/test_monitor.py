@@ -25,6 +25,7 @@ from tidemill.roles import monitor
 from tidemill.roles.monitor import Monitor
 from tidemill.roles.reading import read_messages
 from tidemill.testing.clock import ManualClock
+from tidemill.testing.open_files import open_files
 
 TOPICS = Topics.of("demo")
 SCHEMA = Schema((Feature("age", "number"),), "rich", "binary", ("no", "yes"))
@@ -70,6 +71,7 @@ class World:
 
     def start(self, every: int = 10, wait_hours: float = 1.0) -> None:
         if self.monitor:
+            self.monitor.close()
             self.monitor_lake.close()
         self.monitor_lake = Lake(self.folder / "lake")
         self.monitor = Monitor(
@@ -107,10 +109,16 @@ class World:
         return [one.values for one in found if one.name == name]
 
 
+def join_files(folder: Path) -> int:
+    return sum("(deleted)" in name for name in open_files(folder))
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
     yield world
+    if world.monitor:
+        world.monitor.close()
     world.monitor_lake.close()
     world.lake.close()
     world.log.close()
@@ -411,10 +419,11 @@ def test_a_request_that_is_repeated_for_long_is_the_same_after_a_restart(world: 
 
 
 def test_a_full_disk_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The join's files are made anew, and nothing is observed twice."""
+    """The join's files are made anew, nothing is observed twice, and the old ones take no room."""
     world.start()
     world.labelled("a", "b")
     world.turn()
+    held = join_files(world.folder)
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -424,9 +433,13 @@ def test_a_full_disk_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch
         world.labelled("c")
         with pytest.raises(Unavailable, match="No space left"):
             world.turn()
-    world.monitor.start()
+    for _ in range(3):
+        world.monitor.start()
     world.turn()
     assert world.observed() == ["a", "b", "c"]
+    assert join_files(world.folder) == held > 0
+    world.monitor.close()
+    assert join_files(world.folder) == 0
 
 
 def test_a_second_monitor_waits_and_takes_over(world: World) -> None:

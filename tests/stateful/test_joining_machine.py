@@ -109,6 +109,7 @@ class JoiningMachine(RuleBasedStateMachine):
         """Back to the last commit, from the rows before it that can still matter."""
         fed, observed, counted = self.committed
         self.fed, self.observed = dict(fed), list(observed)
+        self.teardown()
         self.joiner = self.new_joiner()
         since = self.settled() - 4 * WAIT
         done = {(one.request_id, one.offset) for one in observed} if known else set()
@@ -137,6 +138,9 @@ class ColumnJoiningMachine(JoiningMachine):
 
     def new_joiner(self) -> ColumnJoiner:
         return ColumnJoiner(WAIT, Path(tempfile.gettempdir()), 1)
+
+    def teardown(self) -> None:
+        self.joiner.close()
 
     def take(self, table: str, rows: list[Any], room: int) -> tuple[list[Observation], int]:
         found: list[Observation] = []

@@ -9,7 +9,7 @@ a training is to take its time of the stream, when that is over: until then the 
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import msgspec
 import numpy as np
@@ -52,20 +52,17 @@ class Played(Struct, frozen=True):
 
 def train_first(scratch: Scratch) -> None:
     """Have the monitor ask for the first model, and the trainer serve it."""
-    scratch.monitor().start()
+    with closing(scratch.monitor()) as monitor:
+        monitor.start()
     _train(scratch)
 
 
 def play(scratch: Scratch, stream: Stream, pace: Pace, tell: Callable[[Played], None] = lambda played: None) -> None:
     """Play the whole stream in a scratch project that has a model."""
-    with _answering(scratch) as answering:
-        player = _Player(scratch, stream, pace, answering)
-        try:
-            while player.place < len(stream):
-                player.step()
-                tell(Played(player.place, len(stream), player.trainings))
-        finally:
-            player.reader.close()
+    with _answering(scratch) as answering, closing(_Player(scratch, stream, pace, answering)) as player:
+        while player.place < len(stream):
+            player.step()
+            tell(Played(player.place, len(stream), player.trainings))
 
 
 class _Player:
@@ -83,7 +80,12 @@ class _Player:
         self._monitor = scratch.monitor()
         self._monitor.start()
         self._recorder = scratch.recorder()
-        self.reader = self._recorder.start()
+        self._reader = self._recorder.start()
+
+    def close(self) -> None:
+        """Release what its roles hold."""
+        self._reader.close()
+        self._monitor.close()
 
     def step(self) -> None:
         """Send, and let all through."""
@@ -93,7 +95,7 @@ class _Player:
             self._scratch.log.append(self._stream.messages(self.place, behind))
             self.place = behind
         self._answering.wait_answered()
-        self._recorder.drain(self.reader)
+        self._recorder.drain(self._reader)
         while self._monitor.turn():
             pass
         self._monitor.report()

@@ -25,13 +25,16 @@ class Closed(Broken):
 class Tail:
     """Reads one log by offset. Every call is a read transaction of its own, so that it never holds the WAL.
 
-    The lock lets another thread close it between two calls.
+    The lock lets another thread close it between two calls. One that is dropped is closed: Python's connections are parts of
+    cycles, and would keep their files until the collector comes.
     """
+
+    _db: sqlite3.Connection | None = None
 
     def __init__(self, root: Path, topics: Iterable[str]) -> None:
         self._root = root
         self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = reader(root)
+        self._db = reader(root)
         self._watch = Watch(root, topics)
         self.wait = self._watch.wait
 
@@ -65,6 +68,8 @@ class Tail:
                 self._db.close()
                 self._db = None
                 self._watch.close()
+
+    __del__ = close
 
     def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> list[tuple]:  # type: ignore[type-arg]
         with self._lock, in_our_words(self._root):

@@ -153,6 +153,12 @@ class _Openings:
         if self._table_columns:
             self._table_columns.let_go()
 
+    def close(self) -> None:
+        del self._table
+        for columns in (self.columns, self.marks, self._unused, self._table_columns):
+            if columns:
+                columns.close()
+
     def _keys(self, slots: Slots) -> tuple[Hashes, Hashes]:
         return self["first"][slots], self["second"][slots]
 
@@ -162,7 +168,8 @@ class _Openings:
 
 
 class ColumnJoiner:
-    """The join's state; its files are in ``folder``, without names. ``scores``: how many numbers an answer's score has.
+    """The join's state; its files are in ``folder``, without names, until it is closed. ``scores``: how many numbers an
+    answer's score has.
 
     Frames that are fed have the columns of their table that matter here. ``value`` null: the request can no longer become an
     observation. A prediction has ``scores`` as an array, NaN where its answer is to another task.
@@ -179,6 +186,11 @@ class ColumnJoiner:
         self._waiting = 0
         self._early = 0
         self._fed = 0
+
+    def close(self) -> None:
+        """Give the disk back what it holds. Nothing can be fed afterwards."""
+        self._openings.close()
+        self._texts.close()
 
     @property
     def waiting_requests(self) -> int:

@@ -9,6 +9,7 @@ sent after it. Killed between the two, it finds at its start that the topic lack
 """
 
 import threading
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -93,6 +94,7 @@ class Monitor:
         self._scores = Scores(schema)
         self._clock = clock
         self._began = False
+        self._files = ExitStack()
 
     def run(self, stop: threading.Event) -> None:
         """Observe until ``stop``. While lake or log are away, try again."""
@@ -111,19 +113,22 @@ class Monitor:
                 stop.wait(_PAUSE_SECONDS)
 
     def _observe(self, stop: threading.Event) -> None:
-        self.start()
-        while True:
-            stopping = stop.is_set()
-            worked = self.turn()
-            self.report(at_once=stopping)
-            if stopping:
-                return
-            if not worked:
-                stop.wait(_POLL_SECONDS)
+        with self._files:
+            self.start()
+            while True:
+                stopping = stop.is_set()
+                worked = self.turn()
+                self.report(at_once=stopping)
+                if stopping:
+                    return
+                if not worked:
+                    stop.wait(_POLL_SECONDS)
 
     def start(self) -> None:
         """Take up where the observations table stands, and send the commands that are missing."""
-        self._joiner = ColumnJoiner(self._wait_ms, self._lake.folder(), self._scores.wide)
+        self.close()
+        joiner = ColumnJoiner(self._wait_ms, self._lake.folder(), self._scores.wide)
+        self._joiner = self._files.enter_context(closing(joiner))
         self._observed = self._lake.count("observations")
         self._made: list[pl.DataFrame] = []
         times = self._lake.scan("observations").select(
@@ -143,6 +148,10 @@ class Monitor:
         if self._watch:
             self._watch.start(self._send)
         logger.info("monitor_started", observations=self._observed, waiting_requests=self._joiner.waiting_requests)
+
+    def close(self) -> None:
+        """Give the disk back what the join holds; it is read again at the next start."""
+        self._files.close()
 
     def turn(self) -> bool:
         """Join what is new; False where there was nothing."""

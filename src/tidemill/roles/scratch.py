@@ -45,6 +45,12 @@ class Columns:
         """Give the pages back to the kernel, which reads them again where they are needed."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
+    def close(self) -> None:
+        """Delete all, once no column is held any more. May be repeated."""
+        self._array = np.empty(0, dtype=self.kind)
+        self._map = mmap.mmap(-1, 1)
+        self._file.close()
+
 
 class Texts:
     """Bytes that are written once and read by place. A file whose bytes are all released is closed, and so deleted."""

@@ -10,6 +10,7 @@ topics of its own, waits for what it expects instead of sleeping, and asks nothi
 """
 
 # ruff: noqa: S101 (these are tests, shipped)
+import gc
 import multiprocessing
 import threading
 import time
@@ -22,6 +23,7 @@ import pytest
 
 from tidemill.errors import ConfigError, TidemillError
 from tidemill.log.base import Batch, Headers, Log, Message, Reader, Record, Topic, lag, read_all
+from tidemill.testing.open_files import nothing_stays_open
 
 LogFactory = Callable[[], Log]
 PATIENCE_SECONDS = 60.0
@@ -131,9 +133,10 @@ class LogContract:
         assert poll_records(reader, 1) == [record]
 
     def test_order_is_kept_per_key(self, log: Log, topic: str, group: str) -> None:
-        """Records of one key come in the order in which they were appended, over many appends and polls."""
+        """Records of one key come in the order of their appends, over many appends and polls, with and without headers."""
+        some: list[Headers] = [(), (), (("h", b"1"),), (("h", b"2"),)]
         for start in range(0, 300, 30):
-            log.append([Message(topic, b"%d" % i, b"key %d" % (i % 5)) for i in range(start, start + 30)])
+            log.append([Message(topic, b"%d" % i, b"key %d" % (i % 5), some[i % 4]) for i in range(start, start + 30)])
         reader = log.join(group, [topic])
         by_key: dict[bytes | None, list[int]] = defaultdict(list)
         for record in poll_records(reader, 300, limit=17):
@@ -375,6 +378,31 @@ class LogContract:
         reader.commit()
         log.append([Message(topic, b"z")])
         assert values(read_all(log, topic)) == sorted([*expected, b"z"])
+
+    def test_what_is_closed_or_dropped_leaves_nothing_open(
+        self, log_factory: LogFactory, log: Log, topic: str, output: str, group: str
+    ) -> None:
+        """At once, not when the collector comes: a reader, one that was dropped, a follower, and the log."""
+        self.fill(log, topic, 3)
+        log.close()
+        gc.collect()
+        gc.disable()
+        try:
+            with nothing_stays_open():
+                mine = log_factory()
+                readers = [mine.join(name, [topic]) for name in (group, f"{group}-dropped")]
+                for reader in readers:
+                    poll_records(reader, 3)
+                    reader.commit([Message(output, b"x"), Message(output, b"x", headers=(("h", b"x"),))])
+                readers[0].close()
+                del reader, readers
+                followed = mine.follow(topic)
+                assert len(next(followed)) > 0
+                mine.append([Message(topic, b"x")])
+                mine.close()
+                del followed, mine
+        finally:
+            gc.enable()
 
     def test_a_log_that_was_closed_is_as_it_was(self, log_factory: LogFactory, log: Log, topic: str, group: str) -> None:
         """Records and positions are there for who opens it next; closing twice is allowed."""
