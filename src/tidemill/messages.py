@@ -4,7 +4,6 @@ All values are JSON in UTF-8. Times are whole milliseconds since 1970-01-01 UTC 
 default, an unknown one is skipped, a type never changes: old bytes must load for ever (``tests/data``).
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -189,5 +188,9 @@ class Topics(Struct, frozen=True):
         return cls(*(f"{project}.{name.replace('_', '-')}" for name in cls.__struct_fields__))
 
 
-to_bytes: Callable[[Struct], bytes] = msgspec.json.Encoder().encode
-"""The JSON of a message. Non-finite floats must not be in it (msgspec would write null)."""
+def to_bytes(message: Struct) -> bytes:
+    """The JSON of a message. Non-finite floats must not be in it (msgspec would write null)."""
+    return _encoder.encode(message)
+
+
+_encoder = msgspec.json.Encoder()

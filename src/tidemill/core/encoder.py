@@ -131,12 +131,8 @@ class Encoder:
         absent: list[Any] = [None] * rows
         texts: dict[str, Sequence[Any]] = {name: _texts(columns.get(name, absent)) for name in names}
         keys = [*texts.values(), *(_joined([texts[part] for part in cross]) for cross in self.schema.crosses)]
-        codes = np.array(
-            [
-                np.fromiter(map(table.get, column, repeat(_UNSEEN)), dtype=np.float64, count=rows)
-                for table, column in zip(self._codes, keys, strict=True)
-            ]
-        )
+        found = [list(map(table.get, column, repeat(_UNSEEN))) for table, column in zip(self._codes, keys, strict=True)]
+        codes = np.array(found, dtype=np.float64).reshape(len(places), rows)
         into.missing[places] = (codes == _MISSING).sum(axis=1)
         into.unseen[places] = (codes == _UNSEEN).sum(axis=1)
         codes[codes < 0] = np.nan
