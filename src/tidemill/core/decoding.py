@@ -54,6 +54,8 @@ _PLAIN_FOUND: dict[FeatureType, set[type]] = {
     "category": {str, type(None)},
 }
 _TEXT_OR_MISSING = {str, type(None)}
+# It begins with the minus, which is looked for ten times as fast as a digit would be.
+_SMALL = re.compile(rb"-(?<=[0-9][eE]-)[0-9]{3}")
 _MANY_ZEROS = b"0" * 200
 
 
@@ -235,11 +237,7 @@ def _is_utf8(value: bytes) -> bool:
 
 def _may_underflow(text: bytes) -> bool:
     """Whether a number may be so small: it takes an exponent of three digits, or two hundred zeros."""
-    symbols = np.frombuffer(text, dtype=np.uint8)
-    minus = np.flatnonzero(symbols[2:-3] == ord("-")) + 2
-    minus = minus[symbols[minus - 1] | (ord("e") ^ ord("E")) == ord("e")]
-    around = symbols[minus[:, None] + [-2, 1, 2, 3]] - ord("0")
-    return bool((around <= 9).all(axis=1).any()) or _MANY_ZEROS in text
+    return _SMALL.search(text) is not None or _MANY_ZEROS in text
 
 
 # What travels beside the value: the key and the headers, an app's own or those of CloudEvents (Kafka binding, binary mode).
