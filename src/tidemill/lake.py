@@ -399,6 +399,10 @@ def _our_errors(place: str, undo: Callable[[], Any] = lambda: None) -> Iterator[
         raise Broken(f"{place}: somebody else wrote it at the same time ({_line(error)})") from error
     except OSError as error:
         undo()
+        missing = _DATA_FILE.search(str(error)) if isinstance(error, FileNotFoundError) else None
+        if missing:
+            again = f"where it stays away, delete the folder {missing[1]}, and it is rebuilt from the log"
+            raise Unavailable(f"{place}: the file {missing[2]} of table {missing[1]} is missing; {again}") from error
         raise Unavailable(f"{place}: {_line(error)}") from error
     except (DeltaError, pl.exceptions.PolarsError) as error:
         undo()
@@ -407,9 +411,11 @@ def _our_errors(place: str, undo: Callable[[], Any] = lambda: None) -> Iterator[
         raise Broken(f"{place}: damaged; delete its folder and it is rebuilt from the log ({_line(error)})") from error
 
 
+_DATA_FILE = re.compile(r"([^/\s]+)/([^/\s]+\.parquet)\b")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def _line(error: Exception) -> str:
-    """The error without the library's colours, or the stack that it may put behind."""
-    return " ".join(_COLOUR.sub("", str(error)).split(" 0: ")[0].split())[:300]
+    """The error without the library's colours, the stack that it may put behind, or a file's own bytes."""
+    line = " ".join(_COLOUR.sub("", str(error)).split(" 0: ")[0].split())[:300]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

@@ -213,6 +213,20 @@ def test_what_the_disk_says_is_one_line_of_ours(lake: Lake, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_a_table_that_is_damaged_or_missing_is_told_with_what_mends_it(lake: Lake, tmp_path: Path) -> None:
+    """Damage is final; a file may only have been swept under a slow reader, who looks again."""
+    lake.append("requests", requests(0, 1), {APP: 1})
+    (file,) = (tmp_path / "lake" / "requests").glob("*.parquet")
+    for content in (file.read_bytes()[:50], bytes(range(256)) * 4):
+        file.write_bytes(content)
+        with pytest.raises(Broken, match="damaged; delete its folder") as caught:
+            lake.read(lake.scan("requests"))
+        assert str(caught.value).isprintable()
+    file.unlink()
+    with pytest.raises(Unavailable, match=rf"{file.name} of table requests is missing; where it stays away, delete"):
+        lake.read(lake.scan("requests"))
+
+
 @pytest.mark.parametrize("count", [500, 0], ids=["rows", "only a position"])
 def test_a_disk_that_takes_no_more_is_waited_for(lake: Lake, count: int) -> None:
     """One plain line, whether the rows or the commit do not fit; nothing was written, and with room it goes on."""
