@@ -41,7 +41,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from tidemill.log.kafka_slots import Slots
-print(Slots(Path(sys.argv[1]), "").take("group").name, flush=True)
+held = Slots(Path(sys.argv[1]), "").take("group")
+print(held.name, flush=True)
 time.sleep(60)
 """
 COPIER = """
@@ -228,6 +229,7 @@ def test_a_slot_has_one_holder_and_a_name_that_outlives_it(tmp_path: Path) -> No
     first.release()
     second.release()
     assert slots.take("group").name == name
+    assert slots.take("group").name == name  # one that was dropped is free again
 
 
 def test_slots_of_other_machines_and_folders_have_other_names(tmp_path: Path) -> None:
@@ -434,6 +436,17 @@ def test_an_append_to_several_topics_that_is_refused_holds_up_nobody(kafka: Kafk
     assert values(read_all(kafka.log, one)) == numbers(0, 1)
     assert time.monotonic() - started < 2.0
     assert read_all(kafka.log, two) == []
+
+
+def test_an_append_stops_at_a_message_that_is_too_large(kafka: Kafka) -> None:
+    """Those before it may be there, none behind it: a key's records would have a hole."""
+    topic = kafka.topic("one")
+    small = [Message(topic, b"%d" % i, b"k") for i in range(2000)]
+    with pytest.raises(BadRecord, match="too large"):
+        kafka.append([*small[:10], Message(topic, b"x" * 5_000_000, b"k"), *small[10:]])
+    found = [record.value for record in read_all(kafka.log, topic)]
+    assert found == [message.value for message in small[: len(found)]]
+    assert len(found) <= 10
 
 
 # Positions that are gone.

@@ -143,7 +143,8 @@ class Log(Protocol):
         Messages for several topics are appended all or none. Where those for one topic cannot be (``Unavailable``), or the
         process dies meanwhile, the first ones may have been.
 
-        Raises ``ConfigError`` for an unknown topic, with nothing written.
+        Raises ``ConfigError`` for an unknown topic, with nothing written; ``BadRecord`` where the log refuses one of them
+        for what it is (too large, say): of those for one topic the others may have been written.
         """
         ...
 

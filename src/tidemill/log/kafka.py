@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from tidemill.errors import Broken, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.log.base import Message, Record, Start, Topic
-from tidemill.log.kafka_client import CALL_SECONDS, Clients, Value, produce
+from tidemill.log.kafka_client import CALL_SECONDS, Clients, Value, produce, produce_together
 from tidemill.log.kafka_reader import KafkaReader
 from tidemill.log.kafka_session import ABORT_SECONDS, TRANSACTION, Delivery, Membership, flush
 from tidemill.log.kafka_slots import Slots
@@ -55,7 +55,7 @@ class KafkaLog:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._producer: Producer | None = None
-        # Weak: one that was dropped without close is gone, with its clients.
+        # Weak: one that was dropped before its first poll is gone, with its clients.
         self._open: weakref.WeakSet[KafkaReader | Tail] = weakref.WeakSet()
 
     def create(self, topics: Iterable[Topic]) -> None:
@@ -161,7 +161,7 @@ class KafkaLog:
         producer.init_transactions(CALL_SECONDS)
         producer.begin_transaction()
         try:
-            produce(producer, messages, lambda error, _: refused.append(error) if error else None)
+            produce_together(producer, messages, lambda error, _: refused.append(error) if error else None)
             failpoint("log.append.written")
             flush(producer, refused, CALL_SECONDS)
             producer.commit_transaction(CALL_SECONDS)

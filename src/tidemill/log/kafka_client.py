@@ -102,7 +102,10 @@ _REFUSED = {
     *(KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.RECORD_LIST_TOO_LARGE),
     *(KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG),
 }
-_UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+_UNKNOWN = {
+    *(KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),
+    KafkaError.TOPIC_EXCEPTION,  # no topic can have such a name
+}
 
 _clock = SystemClock()
 logger = structlog.get_logger()
@@ -222,17 +225,23 @@ def consume(consumer: Consumer, limit: int, timeout: float) -> list[Raw]:
 
 
 def produce(producer: Producer, messages: Iterable[Message], on_delivery: Delivered) -> None:
-    """Hand messages to the client, in order. Those without headers go together: one call a message would take three times
-    as long, and the first ones would go to the broker by themselves.
+    """Hand messages to the client, in order, up to the first that it refuses."""
+    for message in messages:
+        headers: Any = list(message.headers) if message.headers else None
+        producer.produce(message.topic, message.value, message.key, headers=headers, on_delivery=on_delivery)
+
+
+def produce_together(producer: Producer, messages: Iterable[Message], on_delivery: Delivered) -> None:
+    """The same for messages that count all or not at all: of those without headers the client takes many at once, and goes
+    on past one that it refuses. One call a message takes longer, and the first ones go to the broker by themselves.
     """
-    for (topic, plain), together in groupby(messages, lambda message: (message.topic, not message.headers)):
+    for (topic, plain), some in groupby(messages, lambda message: (message.topic, not message.headers)):
         if plain:
-            batch: list[Any] = [{"value": message.value, "key": message.key} for message in together]
+            batch: list[Any] = [{"value": message.value, "key": message.key} for message in some]
             if producer.produce_batch(topic, batch, on_delivery=on_delivery) < len(batch):
                 raise KafkaException(next(one["_error"] for one in batch if "_error" in one))
         else:
-            for message in together:
-                producer.produce(topic, message.value, message.key, headers=list(message.headers), on_delivery=on_delivery)
+            produce(producer, some, on_delivery)
 
 
 class Watchdog:

@@ -90,6 +90,11 @@ class KafkaReader:
             if self._slot is not None:
                 self._slot.release()
 
+    def __del__(self) -> None:
+        """Only ever of one that did not poll: the others are held by their keepers until they are closed."""
+        with suppress(AttributeError):  # it was not made whole
+            self._watchdog.close()
+
     def _guard(self) -> None:
         if self._closed.is_set():
             raise Broken("the reader is closed")

@@ -17,7 +17,7 @@ from tidemill.clock import SystemClock
 from tidemill.errors import Broken, TidemillError, Unavailable
 from tidemill.failpoints import failpoint
 from tidemill.log.base import Batch, Message, Positions
-from tidemill.log.kafka_client import CALL_SECONDS, Clients, Raw, produce
+from tidemill.log.kafka_client import CALL_SECONDS, Clients, Raw, produce_together
 from tidemill.log.kafka_slots import Slots
 from tidemill.log.kafka_topics import Place, Topics, gone
 
@@ -244,7 +244,7 @@ class Session:
         producer, deadline = self._producer, _clock.monotonic() + COMMIT_SECONDS
         producer.begin_transaction()
         failpoint("log.commit.begun")
-        produce(producer, outputs, self._on_delivery)
+        produce_together(producer, outputs, self._on_delivery)
         failpoint("log.commit.written")
         try:
             if offsets:
@@ -258,7 +258,7 @@ class Session:
             raise
 
     def _publish_then_commit(self, outputs: Sequence[Message], offsets: list[TopicPartition]) -> None:
-        produce(self._producer, outputs, self._on_delivery)
+        produce_together(self._producer, outputs, self._on_delivery)
         failpoint("log.commit.written")
         if self._producer.flush(COMMIT_SECONDS):
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))

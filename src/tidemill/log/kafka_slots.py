@@ -99,3 +99,5 @@ class Slot:
             with suppress(OSError):
                 os.close(self._lock)
             self._lock = None
+
+    __del__ = release

@@ -117,6 +117,8 @@ class LogContract:
         """The error names the topic, and the messages for known topics are not written either."""
         with pytest.raises(ConfigError, match="no-such-topic"):
             log.append([Message(topic, b"good"), Message(f"{topic}.no-such-topic", b"bad")])
+        with pytest.raises(ConfigError, match="no such/ü"):
+            log.append([Message("no such/ü", b"bad")])
         assert read_all(log, topic) == []
 
     @pytest.mark.parametrize("key", [None, b"", b"k", b"\0\xff\0"])
@@ -396,6 +398,7 @@ class LogContract:
                     reader.commit([Message(output, b"x"), Message(output, b"x", headers=(("h", b"x"),))])
                 readers[0].close()
                 del reader, readers
+                mine.join(f"{group}-idle", [topic])
                 followed = mine.follow(topic)
                 assert len(next(followed)) > 0
                 mine.append([Message(topic, b"x")])
