@@ -33,6 +33,8 @@ KAFKA_OWNED = {
     "enable.partition.eof": "reading up to the end rests on it",
     "partition.assignment.strategy": "who may commit depends on how partitions move",
     "partitioner": "the records of a key stay in one partition, whoever writes them",
+    "queue.buffering.max.messages": "a batch's answers are handed over together, however many they are",
+    "queue.buffering.max.kbytes": "a batch's answers are handed over together, however large they are",
 }
 """Settings of librdkafka that a person cannot choose, and why, or what to use instead."""
 

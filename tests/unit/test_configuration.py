@@ -414,10 +414,11 @@ def test_settings_of_librdkafka_that_tidemill_needs_are_refused(tmp_path: Path, 
 
 
 def test_the_settings_that_tidemill_needs() -> None:
-    """What would break exactly-once, order, or the groups is on the list, by each name that librdkafka knows it by."""
+    """What would break exactly-once, order, the groups or a commit is on the list, by each name that it has."""
     needed = "bootstrap.servers metadata.broker.list group.id group.instance.id group.protocol enable.auto.commit"
     needed += " auto.commit.enable enable.auto.offset.store auto.offset.reset isolation.level transactional.id"
     needed += " enable.idempotence enable.partition.eof partition.assignment.strategy partitioner"
+    needed += " queue.buffering.max.messages queue.buffering.max.kbytes"
     assert set(needed.split()) == KAFKA_OWNED.keys()
 
 
