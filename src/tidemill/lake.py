@@ -399,11 +399,7 @@ def _our_errors(place: str, undo: Callable[[], Any] = lambda: None) -> Iterator[
         raise Broken(f"{place}: somebody else wrote it at the same time ({_line(error)})") from error
     except OSError as error:
         undo()
-        missing = _DATA_FILE.search(str(error)) if isinstance(error, FileNotFoundError) else None
-        if missing:
-            again = f"where it stays away, delete the folder {missing[1]}, and it is rebuilt from the log"
-            raise Unavailable(f"{place}: the file {missing[2]} of table {missing[1]} is missing; {again}") from error
-        raise Unavailable(f"{place}: {_line(error)}") from error
+        raise Unavailable(f"{place}: {_missing(error) or _line(error)}") from error
     except (DeltaError, pl.exceptions.PolarsError) as error:
         undo()
         if "os error" in str(error) or "LocalFileSystem" in str(error):
@@ -411,8 +407,20 @@ def _our_errors(place: str, undo: Callable[[], Any] = lambda: None) -> Iterator[
         raise Broken(f"{place}: damaged; delete its folder and it is rebuilt from the log ({_line(error)})") from error
 
 
-_DATA_FILE = re.compile(r"([^/\s]+)/([^/\s]+\.parquet)\b")
+_DATA_FILE = re.compile(r"([^/\s_][^/\s]*)/([^/\s]+\.parquet)\b")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def _missing(error: OSError) -> str:
+    """What to do where it is a table's data file that is not there; else nothing."""
+    found = _DATA_FILE.search(str(error)) if isinstance(error, FileNotFoundError) else None
+    if found is None:
+        return ""
+    table, file = found.groups()
+    return (
+        f"the file {file} of table {table} is missing; where it stays away, delete the folder {table}, and it is rebuilt "
+        "from the log"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -258,6 +258,17 @@ def test_readers_of_one_process_are_different_members(kafka: Kafka) -> None:
     assert kafka.members("g") == names
 
 
+def test_a_reader_that_is_dropped_before_its_first_poll_ends_its_thread(kafka: Kafka) -> None:
+    """Nobody else would, for as long as the process lives."""
+    topic = kafka.topic("in")
+    before = [thread.name for thread in threading.enumerate()]
+    kafka.log.join("g", [topic])
+    deadline = time.monotonic() + 10
+    while [thread.name for thread in threading.enumerate()] != before:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.01)
+
+
 def test_a_long_batch_keeps_its_member_and_its_commit(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than max.poll.interval.ms: nothing is lost or repeated, and what came meanwhile is read next."""
     monkeypatch.setattr(kafka_reader, "KEEP_SECONDS", 1.0)

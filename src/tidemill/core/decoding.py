@@ -14,8 +14,9 @@ What a feature takes, by its type; absent and null are missing everywhere, and f
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import compress
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -48,11 +49,6 @@ _FIELD_TYPES: dict[FeatureType, Any] = {
     "category": str | int | float | bool | None | UnsetType,
 }
 _PLAIN_TYPES: dict[FeatureType, Any] = {"number": float | None, "boolean": bool | None, "category": str | None}
-_PLAIN_FOUND: dict[FeatureType, set[type]] = {
-    "number": {float, type(None)},
-    "boolean": {bool, type(None)},
-    "category": {str, type(None)},
-}
 _TEXT_OR_MISSING = {str, type(None)}
 # It begins with the minus, which is looked for ten times as fast as a digit would be.
 _SMALL = re.compile(rb"-(?<=[0-9][eE]-)[0-9]{3}")
@@ -93,6 +89,7 @@ class Decoder:
             raise ConfigError(f"the schema's feature names cannot be read from JSON: {error}") from error
         self._decode = msgspec.json.Decoder(row).decode
         self._decode_plain = msgspec.json.Decoder(plain_row).decode
+        self._plain_found: list[set[type]] = [set(get_args(of)) for _, of in plain]
         self._decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
     def decode(self, values: Sequence[bytes]) -> Decoded:
@@ -129,17 +126,15 @@ class Decoder:
 
     def _parse(self, values: Sequence[bytes], bad: dict[int, BadRecord]) -> _Parsed:
         """Where every value has every field in its own type, nobody needs to look for what else there is."""
-        rows, types = list(range(len(values))), [_PLAIN_FOUND[feature.type] for feature in self.schema.features]
+        rows = list(range(len(values)))
+        with suppress(ValueError, RecursionError):
+            return _Parsed(self._as_columns(self._decode_all(values, self._decode_plain)), self._plain_found, rows)
         try:
-            columns = self._as_columns(self._decode_all(values, self._decode_plain))
+            records = self._decode_all(values, self._decode)
         except (ValueError, RecursionError):
-            try:
-                records = self._decode_all(values, self._decode)
-            except (ValueError, RecursionError):
-                rows, records = self._decode_each(values, bad)
-            columns = self._as_columns(records)
-            types = [set(map(type, column)) for column in columns]
-        return _Parsed(columns, types, rows)
+            rows, records = self._decode_each(values, bad)
+        columns = self._as_columns(records)
+        return _Parsed(columns, [set(map(type, column)) for column in columns], rows)
 
     def _as_columns(self, records: list[Any]) -> list[Sequence[Any]]:
         return list(zip(*map(msgspec.structs.astuple, records), strict=True)) or [() for _ in self._features]

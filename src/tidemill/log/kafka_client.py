@@ -62,7 +62,7 @@ PRODUCER: Mapping[str, Value] = {
     "partitioner": "murmur2_random",
     # The broker decides what is too large; a dead letter is larger than the request that it carries.
     "message.max.bytes": 4_000_000,
-    # Whoever appends has all that he appends in memory: there is no less of it while it waits somewhere else.
+    # No limits: what is appended is in memory anyway, and a batch's messages are handed over together.
     "queue.buffering.max.messages": 0,
     "queue.buffering.max.kbytes": 2**31 - 1,
     "message.timeout.ms": round(CALL_SECONDS * 1000),
@@ -232,8 +232,8 @@ def produce(producer: Producer, messages: Iterable[Message], on_delivery: Delive
 
 
 def produce_together(producer: Producer, messages: Iterable[Message], on_delivery: Delivered) -> None:
-    """The same for messages that count all or not at all: of those without headers the client takes many at once, and goes
-    on past one that it refuses. One call a message takes longer, and the first ones go to the broker by themselves.
+    """The same for messages of which none counts, or all are repeated, where one is refused: of those without headers the
+    client takes many at once, also those behind one that it refuses. One call a message takes longer.
     """
     for (topic, plain), some in groupby(messages, lambda message: (message.topic, not message.headers)):
         if plain:

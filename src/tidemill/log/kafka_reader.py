@@ -91,7 +91,7 @@ class KafkaReader:
                 self._slot.release()
 
     def __del__(self) -> None:
-        """Only ever of one that did not poll: the others are held by their keepers until they are closed."""
+        """Of one that did not poll, or is closed: the others are held by their keepers."""
         with suppress(AttributeError):  # it was not made whole
             self._watchdog.close()
 

@@ -14,7 +14,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -439,15 +438,17 @@ class Predictor:
         now: int,
         traces: Iterable[Headers],
     ) -> Iterator[Message]:
-        served, at = (repeat(version.version), repeat(version.bundle)), repeat(now)
-        scores = answers.probability, answers.probabilities, answers.value
-        predictions = map(Prediction, ids, answers.predictions, *served, times, at, *scores)
-        return map(Message, repeat(self._topics.predictions), map(to_bytes, predictions), map(str.encode, ids), traces)
+        topic, number, bundle = self._topics.predictions, version.version, version.bundle
+        scores = zip(answers.predictions, answers.probability, answers.probabilities, answers.value, strict=True)
+        for id, at, trace, score in zip(ids, times, traces, scores, strict=True):
+            label, probability, probabilities, value = score
+            message = Prediction(id, label, number, bundle, at, now, probability, probabilities, value)
+            yield Message(topic, to_bytes(message), id.encode(), trace)
 
 
 def _traces(batch: Batch, rows: Sequence[int]) -> list[Headers]:
     """What goes on of the headers of these rows."""
-    return [_trace(headers) if headers else () for headers in map(batch.headers.__getitem__, rows)]
+    return [_trace(batch.headers[row]) if batch.headers[row] else () for row in rows]
 
 
 def _check_deadline(headers: Headers, now: int) -> None:

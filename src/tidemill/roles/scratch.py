@@ -46,9 +46,8 @@ class Columns:
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Delete all, once no column is held any more. May be repeated."""
-        self._array = np.empty(0, dtype=self.kind)
-        self._map = mmap.mmap(-1, 1)
+        """Delete all, once no column is held any more."""
+        del self._array, self._map
         self._file.close()
 
 

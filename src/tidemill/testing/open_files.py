@@ -1,6 +1,7 @@
 """What this process has open, by Linux's own list."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,9 @@ def open_files(folder: Path) -> list[str]:
 @contextmanager
 def nothing_stays_open() -> Iterator[None]:
     """Fails where something is open at the end that was not at the beginning, whatever it is."""
-    before = sorted(_targets())
+    before = Counter(_targets())
     yield
-    after = sorted(_targets())
-    assert len(after) <= len(before), f"{len(after) - len(before)} more are open: {after}"  # noqa: S101
+    assert not Counter(_targets()) - before  # noqa: S101
 
 
 def _targets() -> Iterator[str]:
