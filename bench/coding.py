@@ -1,4 +1,4 @@
-"""What a request costs beside its score: JSON to columns, columns to matrix, answers to JSON, by batch size."""
+"""What a request costs beside its score: JSON to the matrix, at once or by columns, answers to JSON, by batch size."""
 
 import time
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bench.stage import champion, requests
 from tidemill.core.answers import answer_values
 from tidemill.core.decoding import Decoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.schema import Schema
 from tidemill.messages import Prediction, to_bytes
 from tidemill.wiring import Wiring
@@ -19,9 +20,12 @@ ROWS = 20_000
 
 
 class Coding(Struct, frozen=True):
-    """Microseconds a row, the best of five."""
+    """Microseconds a row, the best of five. ``plain``: from requests that are plain to the matrix, at once; all others are
+    decoded, then encoded.
+    """
 
     batch: int
+    plain: float
     decode: float
     encode: float
     score: float
@@ -32,7 +36,7 @@ def measure(wiring: Wiring) -> list[Coding]:
     """The steps of the predictor's hot path, one after the other, on the model that serves and its fastest engine."""
     values = [message.value for message in requests(wiring, "coding", max(BATCHES))]
     with wiring.store.load(champion(wiring)) as bundle:
-        decoder, model = Decoder(bundle.schema), bundle.model.faster() or bundle.model
+        plain, decoder, model = MatrixDecoder(bundle.encoder), Decoder(bundle.schema), bundle.model.faster() or bundle.model
         found = []
         for batch in BATCHES:
             part = values[:batch]
@@ -40,6 +44,7 @@ def measure(wiring: Wiring) -> list[Coding]:
             matrix = bundle.encoder.encode(columns).matrix
             scores = model.predict(matrix)
             steps: list[Callable[[], object]] = [
+                lambda part=part: plain.decode(part),  # type: ignore[misc]
                 lambda part=part: decoder.decode(part),  # type: ignore[misc]
                 lambda columns=columns: bundle.encoder.encode(columns),  # type: ignore[misc]
                 lambda matrix=matrix: model.predict(matrix),  # type: ignore[misc]

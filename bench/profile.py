@@ -12,8 +12,7 @@ from msgspec import Struct
 
 from bench.stage import append, end_of, requests, wait_for
 from tidemill.core.answers import Answerer
-from tidemill.core.decoding import Decoder
-from tidemill.core.encoder import Encoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.roles.predictor import Predictor
 from tidemill.wiring import Wiring
 
@@ -50,14 +49,14 @@ class Spent:
 
 
 class Profile(Struct, frozen=True):
-    """Microseconds a request, with a backlog. ``score``: the model and its labels; ``messages``: envelopes, and answers as
-    JSON; ``commit``: outputs to the log, and its word that they are there; ``rest``: waiting for the senders, the loop.
+    """Microseconds a request, with a backlog. ``decode``: from JSON to the matrix; ``score``: the model and its labels;
+    ``messages``: envelopes, and answers as JSON; ``commit``: outputs to the log, and its word that they are there; ``rest``:
+    waiting for the senders, the loop.
     """
 
     log: str
     poll: float
     decode: float
-    encode: float
     score: float
     messages: float
     commit: float
@@ -74,8 +73,7 @@ def measure(wiring: Wiring, backlog: int) -> Profile:
     steps = [
         (type(place), "poll"),
         (type(place), "commit"),
-        (Decoder, "decode"),
-        (Encoder, "encode"),
+        (MatrixDecoder, "decode"),
         (Answerer, "answer"),
         (Predictor, "_handle"),
     ]
@@ -99,8 +97,7 @@ def measure(wiring: Wiring, backlog: int) -> Profile:
         wiring.configuration.log_kind,
         found["poll"],
         found["decode"],
-        found["encode"],
-        found["answer"] - found["decode"] - found["encode"],
+        found["answer"] - found["decode"],
         found["_handle"] - found["answer"],
         found["commit"],
         wall / backlog * 1e6 - found["poll"] - found["_handle"] - found["commit"],

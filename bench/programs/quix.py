@@ -11,7 +11,7 @@ from typing import Any
 
 from tidemill.bundle_files import MODEL
 from tidemill.core.answers import Answerer
-from tidemill.core.decoding import Decoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.wiring import Wiring, learner
 
 
@@ -32,7 +32,7 @@ def main(
     model = learner(bundle.manifest.learner).load_reference(
         (wiring.configuration.bundles / bundle_name / MODEL).read_bytes()
     )
-    answerer = Answerer(bundle.schema, Decoder(bundle.schema), bundle.encoder, model.predict, bundle.threshold)
+    answerer = Answerer(MatrixDecoder(bundle.encoder), model.predict, bundle.threshold)
 
     def answer(value: bytes) -> dict[str, Any]:
         answers = answerer.answer([value])

@@ -32,7 +32,7 @@ from tidemill.bundles import Bundle, BundleStore
 from tidemill.core import auditing
 from tidemill.core.answers import Answerer
 from tidemill.core.auditing import Check, Place, Traffic, found
-from tidemill.core.decoding import Decoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.retraining import is_first
 from tidemill.core.schema import Schema
 from tidemill.core.versions import Slots, announced
@@ -225,8 +225,7 @@ def recomputed(answers: pl.DataFrame, store: BundleStore) -> Check:
 
 
 def _differing(rows: pl.DataFrame, bundle: Bundle) -> Iterator[str]:
-    decoder, predict = Decoder(bundle.schema, BYTES_MAX), bundle.model.predict
-    answerer = Answerer(bundle.schema, decoder, bundle.encoder, predict, bundle.threshold)
+    answerer = Answerer(MatrixDecoder(bundle.encoder, BYTES_MAX), bundle.model.predict, bundle.threshold)
     due = answerer.answer(rows["features"].to_list())
     for row, error in due.bad:
         yield f"answer to {rows['request_id'][row]} was given to a bad request ({error})"

@@ -4,6 +4,7 @@ All values are JSON in UTF-8. Times are whole milliseconds since 1970-01-01 UTC 
 default, an unknown one is skipped, a type never changes: old bytes must load for ever (``tests/data``).
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -191,6 +192,11 @@ class Topics(Struct, frozen=True):
 def to_bytes(message: Struct) -> bytes:
     """The JSON of a message. Non-finite floats must not be in it (msgspec would write null)."""
     return _encoder.encode(message)
+
+
+def to_lines(messages: Sequence[Struct]) -> list[bytes]:
+    """The JSON of each message: what ``to_bytes`` gives, in one go."""
+    return _encoder.encode_lines(messages).splitlines()
 
 
 _encoder = msgspec.json.Encoder()

@@ -22,8 +22,8 @@ from tidemill.bundles import BundleStore
 from tidemill.core import auditing
 from tidemill.core.answers import Answerer
 from tidemill.core.auditing import Traffic
-from tidemill.core.decoding import Decoder
 from tidemill.core.encoder import Encoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.schema import Feature, Schema
 from tidemill.lake import COLUMNS, Lake, TableName
 from tidemill.learners.base import Samples
@@ -132,7 +132,7 @@ class World:
     def answer(self, version: int, bundle: str, spoil: Callable[[list[Message]], list[Message]] = lambda made: made) -> None:
         reader, records = self.take("predictor", TOPICS.requests)
         with self.store.load(bundle) as loaded:
-            answerer = Answerer(SCHEMA, Decoder(SCHEMA), loaded.encoder, loaded.model.predict)
+            answerer = Answerer(MatrixDecoder(loaded.encoder), loaded.model.predict)
             due = answerer.answer([record.value for record in records])
         made = [dead_letter("predictor", records[row]) for row, _ in due.bad]
         for place, label, probability in zip(due.rows, due.predictions, due.probability, strict=True):
@@ -374,7 +374,7 @@ def world_answers(world: World, name: str) -> list[Message]:
     made: list[Message] = []
     records = [record for record in read_all(world.log, TOPICS.requests) if id_of(record) == name]
     with world.store.load(world.bundles[1]) as loaded:
-        answerer = Answerer(SCHEMA, Decoder(SCHEMA), loaded.encoder, loaded.model.predict)
+        answerer = Answerer(MatrixDecoder(loaded.encoder), loaded.model.predict)
         due = answerer.answer([record.value for record in records])
     for record, label, probability in zip(records, due.predictions, due.probability, strict=True):
         answer = Prediction(name, label, 2, world.bundles[1], record.time_ms, 0, probability)
@@ -788,7 +788,7 @@ def scattered_records(world: World, bundle: str) -> list[Record]:
         for partition, offset, name, age in sent
     ]
     with world.store.load(bundle) as loaded:
-        due = Answerer(SCHEMA, Decoder(SCHEMA), loaded.encoder, loaded.model.predict).answer([r.value for r in requests])
+        due = Answerer(MatrixDecoder(loaded.encoder), loaded.model.predict).answer([r.value for r in requests])
     answers = [
         to_bytes(Prediction(sent[row][2], due.predictions[row], 1, bundle, 5, 5, due.probability[row])) for row in (1, 0, 2)
     ]

@@ -15,7 +15,7 @@ from tidemill.bundles import BundleStore
 from tidemill.clock import SystemClock
 from tidemill.core.answers import Answerer
 from tidemill.core.auditing import sequences_rise, versions_rise
-from tidemill.core.decoding import Decoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.outcomes import label_numbers
 from tidemill.core.schema import Feature, Schema
 from tidemill.core.training_set import Rows, balanced_weights
@@ -472,7 +472,7 @@ def test_a_tuned_threshold_ships_with_the_model(world: World) -> None:
     (champion,) = world.models
     with world.store.load(entry.bundle) as bundle:
         assert bundle.threshold == entry.threshold == champion.threshold < 0.5
-        answerer = Answerer(bundle.schema, Decoder(bundle.schema), bundle.encoder, bundle.model.predict, bundle.threshold)
+        answerer = Answerer(MatrixDecoder(bundle.encoder), bundle.model.predict, bundle.threshold)
         answers = answerer.answer([msgspec.json.encode({"age": age, "work": "a"}) for age in range(17, 91)])
     between = [
         label for label, chance in zip(answers.predictions, answers.probability, strict=True) if chance and chance < 0.5

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tidemill.core.decoding import Decoder
 from tidemill.core.encoder import Encoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.schema import Feature, Schema
 
 SCHEMA = Schema(
@@ -30,6 +31,7 @@ SCHEMA = Schema(
 SEEN: dict[str, list[Any]] = {"c": ["true", "0.5", "y:z", "é"], "d é": ["x", "1", "10000000000000000000000", None]}
 ENCODER = Encoder.fit(SCHEMA, SEEN)
 DECODER = Decoder(SCHEMA, 2000)
+MATRIX_DECODER = MatrixDecoder(ENCODER, 2000)
 
 
 # The twin.
@@ -184,16 +186,34 @@ def bits(row: Any) -> bytes:
     return struct.pack(f"{len(row)}d", *(math.nan if math.isnan(v) else v for v in row))
 
 
+plain_tokens = {
+    "number": st.one_of(st.integers(-20, 20).map(str), st.floats(allow_nan=False, allow_infinity=False).map(repr)),
+    "boolean": st.sampled_from(["true", "false"]),
+    "category": st.one_of(st.sampled_from(["x", "1", "true", "é", "never seen"]), st.text(max_size=5)).map(json.dumps),
+}
+plain_objects = st.fixed_dictionaries(
+    {}, optional={f.name: st.one_of(st.just("null"), plain_tokens[f.type], plain_tokens[f.type]) for f in SCHEMA.features}
+)
+plain = plain_objects.map(lambda fields: f"{{{','.join(f'{json.dumps(n)}:{t}' for n, t in fields.items())}}}".encode())
+mostly_plain = st.lists(st.integers(0, 12).flatmap(lambda kind: plain if kind else requests), min_size=8, max_size=40)
+
+
 @settings(max_examples=400, deadline=None)
-@given(st.lists(requests, max_size=8))
+@given(st.one_of(st.lists(requests, max_size=8), mostly_plain))
 def test_decoding_and_encoding_equal_the_twin_bit_for_bit(batch: list[bytes]) -> None:
-    """The same values are good, and each row of the matrix is the twin's, whatever else is in the batch."""
-    decoded = DECODER.decode(batch)
+    """The same values are good, and each row of the matrix is the twin's, whatever else is in the batch. In one step or in
+    two, the counts and what is told of the bad ones are the same.
+    """
+    decoded, at_once = DECODER.decode(batch), MATRIX_DECODER.decode(batch)
     encoded = ENCODER.encode(decoded.columns)
     expected = {place: row for place, value in enumerate(batch) if (row := twin_row(value)) is not None}
-    assert decoded.rows == list(expected)
+    assert decoded.rows == at_once.rows == list(expected)
     assert [place for place, _ in decoded.bad] == [place for place in range(len(batch)) if place not in expected]
-    assert [bits(row) for row in encoded.matrix.tolist()] == [bits(row) for row in expected.values()]
+    for matrix in (encoded.matrix, at_once.encoded.matrix):
+        assert [bits(row) for row in matrix.tolist()] == [bits(row) for row in expected.values()]
+    assert [(row, str(error)) for row, error in at_once.bad] == [(row, str(error)) for row, error in decoded.bad]
+    for name in ("missing", "unseen", "outside"):
+        assert getattr(at_once.encoded, name).tolist() == getattr(encoded, name).tolist()
 
 
 @settings(max_examples=100, deadline=None)

@@ -191,6 +191,22 @@ def observation(row: dict[str, Any]) -> Observation:
     )
 
 
+def test_a_chain_of_duplicates_stays_one_request_where_its_id_is_moved_apart() -> None:
+    """Its last duplicate is more than two waits from the request itself."""
+    state = ColumnJoiningMachine()
+    state.request("a")
+    state.time_passes(19)
+    state.prediction("a")
+    state.prediction("a")
+    state.request("a")
+    state.time_passes(4)
+    state.feed("requests", 1, 1)
+    state.request("a")
+    state.feed_everything()
+    state.the_same_as_the_twin()
+    state.teardown()
+
+
 TestJoining = JoiningMachine.TestCase
 TestJoining.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
 TestColumnJoining = ColumnJoiningMachine.TestCase

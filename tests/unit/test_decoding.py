@@ -21,7 +21,9 @@ from tidemill.core.decoding import (
     request_id,
     request_id_or_place,
 )
+from tidemill.core.encoder import Encoder
 from tidemill.core.inspection import REASONS
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BadRecord, ConfigError
 
@@ -85,16 +87,16 @@ def test_every_bad_value_in_one_batch_is_found() -> None:
 
 @pytest.mark.parametrize("feature", SCHEMA.features, ids=lambda feature: feature.name)
 def test_the_quick_checks_never_suspect_too_little(feature: Feature) -> None:
-    """Where every value has all fields in their own types the quickest way is taken: what the exact inspection of a value
+    """Where every value has all fields in their own types the matrix is made at once: what the exact inspection of a value
     says comes out all the same.
     """
-    decoder = Decoder(Schema((feature,), "income", "binary", ("no", "yes")))
+    decoder = MatrixDecoder(Encoder.fit(Schema((feature,), "income", "binary", ("no", "yes")), {}))
     tokens = {"age": b"39", "workclass": b'"Private"', "member": b"true"}
     plain = [b'{"%s": %s%s}' % (feature.name.encode(), tokens[feature.name], more) for more in MORE]
     for value in [as_bytes(bad["value"]) for bad in BAD_VALUES] + plain:
         expected = None
         try:
-            decoder.inspect(value)
+            decoder.decoder.inspect(value)
         except BadRecord as error:
             expected = error.reason, error.field
         for decoded in (decoder.decode([value]), decoder.decode([plain[-1], value, plain[-1]])):

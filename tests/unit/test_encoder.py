@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tidemill.core.answers import Answerer, answer_values, scores_of
-from tidemill.core.decoding import Decoder
 from tidemill.core.encoder import Encoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.schema import Feature, Schema
 from tidemill.errors import BundleRefused
 from tidemill.messages import Prediction
@@ -153,7 +153,7 @@ def test_a_score_that_is_not_finite_is_a_bad_record(schema: Schema) -> None:
     def predict(matrix: np.ndarray) -> np.ndarray:
         return np.stack([np.full(shape, row) for row in np.where(matrix[:, 0] > 50, np.inf, 0.25)])
 
-    answerer = Answerer(schema, Decoder(schema), Encoder.fit(schema, {}), predict)
+    answerer = Answerer(MatrixDecoder(Encoder.fit(schema, {})), predict)
     answers = answerer.answer([b'{"age": 10}', b"[]", b'{"age": 60}', b'{"age": 20}'])
     assert answers.rows == [0, 3]
     assert [(row, error.reason) for row, error in answers.bad] == [(1, "not_an_object"), (2, "non_finite_score")]

@@ -9,9 +9,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from tidemill.core.decoding import Decoder
-from tidemill.core.encoder import Encoded, Encoder
+from tidemill.core.encoder import Encoded
 from tidemill.core.inspection import category_text
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.schema import Schema
 from tidemill.errors import BadRecord
 from tidemill.messages import Label, Prediction
@@ -37,29 +37,24 @@ class Answers(Struct, frozen=True):
 
 
 class Answerer(Struct, frozen=True):
-    """A schema's decoder, an encoder, a model and its threshold that belong together. Used by one thread at a time (the
-    model is).
-    """
+    """A decoder, a model and its threshold that belong together. Used by one thread at a time (the model is)."""
 
-    schema: Schema
-    decoder: Decoder
-    encoder: Encoder
+    decoder: MatrixDecoder
     predict: Predict
     threshold: float = 0.5
 
     def answer(self, values: Sequence[bytes]) -> Answers:
         """Decode, encode and score a batch; scores that are not finite make their requests bad (JSON would write null)."""
-        decoded = self.decoder.decode(values)
-        encoded = self.encoder.encode(decoded.columns)
-        rows, bad = decoded.rows, decoded.bad
-        wide = (len(self.schema.classes),) if self.schema.task == "multiclass" else ()
+        schema, decoded = self.decoder.encoder.schema, self.decoder.decode(values)
+        encoded, rows, bad = decoded.encoded, decoded.rows, decoded.bad
+        wide = (len(schema.classes),) if schema.task == "multiclass" else ()
         scores = self.predict(encoded.matrix) if rows else np.empty((0, *wide))
         finite = np.isfinite(scores).all(axis=1) if wide else np.isfinite(scores)
         if not finite.all():
             refused = [rows[place] for place in np.flatnonzero(~finite)]
             bad = [*bad, *((row, BadRecord("non_finite_score", "", "the model's answer is not finite")) for row in refused)]
             rows, scores = [rows[place] for place in np.flatnonzero(finite)], scores[finite]
-        return Answers(rows, *answer_values(self.schema, scores, self.threshold), bad, encoded)
+        return Answers(rows, *answer_values(schema, scores, self.threshold), bad, encoded)
 
 
 def answer_values(

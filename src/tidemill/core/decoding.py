@@ -13,10 +13,9 @@ What a feature takes, by its type; absent and null are missing everywhere, and f
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from itertools import compress
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,6 +40,8 @@ Columns = dict[str, list[Any]]
 """By feature: float, bool or str, or None where it is missing."""
 Headers = Sequence[tuple[str, bytes]]
 
+BYTES_MAX = 262_144
+"""Of a request, where nothing else is said."""
 ID_BYTES_MAX = 512
 
 _FIELD_TYPES: dict[FeatureType, Any] = {
@@ -48,7 +49,6 @@ _FIELD_TYPES: dict[FeatureType, Any] = {
     "boolean": bool | float | str | None | UnsetType,
     "category": str | int | float | bool | None | UnsetType,
 }
-_PLAIN_TYPES: dict[FeatureType, Any] = {"number": float | None, "boolean": bool | None, "category": str | None}
 _TEXT_OR_MISSING = {str, type(None)}
 # It begins with the minus, which is looked for ten times as fast as a digit would be.
 _SMALL = re.compile(rb"-(?<=[0-9][eE]-)[0-9]{3}")
@@ -74,22 +74,18 @@ class _Parsed(Struct, frozen=True):
 class Decoder:
     """Decodes requests with one schema. Immutable; may be shared by threads."""
 
-    def __init__(self, schema: Schema, bytes_max: int = 262_144) -> None:
+    def __init__(self, schema: Schema, bytes_max: int = BYTES_MAX) -> None:
         """Raises ``ConfigError`` for feature names that a JSON key cannot plainly be (quotes, control characters)."""
         self.schema = schema
         self.bytes_max = bytes_max
         self._features = {feature.name: feature for feature in schema.features}
         names = {f"field{number}": feature.name for number, feature in enumerate(schema.features)}
         fields = [(f"field{number}", _FIELD_TYPES[f.type], UNSET) for number, f in enumerate(schema.features)]
-        plain = [(f"field{number}", _PLAIN_TYPES[f.type]) for number, f in enumerate(schema.features)]
         try:
             row = msgspec.defstruct("Row", fields, rename=names, gc=False)
-            plain_row = msgspec.defstruct("PlainRow", plain, rename=names, gc=False)
         except ValueError as error:
             raise ConfigError(f"the schema's feature names cannot be read from JSON: {error}") from error
         self._decode = msgspec.json.Decoder(row).decode
-        self._decode_plain = msgspec.json.Decoder(plain_row).decode
-        self._plain_found: list[set[type]] = [set(get_args(of)) for _, of in plain]
         self._decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
     def decode(self, values: Sequence[bytes]) -> Decoded:
@@ -97,7 +93,8 @@ class Decoder:
         bad: dict[int, BadRecord] = {}
         parsed = self._parse(values, bad)
         rows = parsed.rows
-        doubtful = self._doubtful_bytes([values[row] for row in rows], parsed) if rows else set()
+        absent = sum(c.count(UNSET) for c, types in zip(parsed.columns, parsed.types, strict=True) if UnsetType in types)
+        doubtful = self.doubtful([values[row] for row in rows], absent) if rows else set()
         columns = self._read(parsed, doubtful)
         for place in doubtful:
             try:
@@ -125,30 +122,25 @@ class Decoder:
             raise BadRecord("not_json", "", str(error)) from error
 
     def _parse(self, values: Sequence[bytes], bad: dict[int, BadRecord]) -> _Parsed:
-        """Where every value has every field in its own type, nobody needs to look for what else there is."""
         rows = list(range(len(values)))
-        with suppress(ValueError, RecursionError):
-            return _Parsed(self._as_columns(self._decode_all(values, self._decode_plain)), self._plain_found, rows)
         try:
-            records = self._decode_all(values, self._decode)
+            records = self._decode_all(values)
         except (ValueError, RecursionError):
             rows, records = self._decode_each(values, bad)
-        columns = self._as_columns(records)
+        columns: list[Sequence[Any]] = list(zip(*map(msgspec.structs.astuple, records), strict=True))
+        columns = columns or [() for _ in self._features]
         return _Parsed(columns, [set(map(type, column)) for column in columns], rows)
 
-    def _as_columns(self, records: list[Any]) -> list[Sequence[Any]]:
-        return list(zip(*map(msgspec.structs.astuple, records), strict=True)) or [() for _ in self._features]
-
-    def _decode_all(self, values: Sequence[bytes], decode: Callable[[bytes], Any]) -> list[Any]:
+    def _decode_all(self, values: Sequence[bytes]) -> list[Any]:
         if max(map(len, values), default=0) > self.bytes_max:
             raise ValueError
-        return list(map(decode, values))
+        return list(map(self._decode, values))
 
     def _decode_each(self, values: Sequence[bytes], bad: dict[int, BadRecord]) -> tuple[list[int], list[Any]]:
         rows, records = [], []
         for row, value in enumerate(values):
             try:
-                records += self._decode_all([value], self._decode)
+                records += self._decode_all([value])
                 rows.append(row)
             except (ValueError, RecursionError) as error:
                 bad[row] = self._explain(value, error)
@@ -162,15 +154,16 @@ class Decoder:
             return found
         return BadRecord("not_json", "", str(error))
 
-    def _doubtful_bytes(self, values: list[bytes], parsed: _Parsed) -> set[int]:
-        """Places of values that may hide what the typed parse does not see."""
+    def doubtful(self, values: Sequence[bytes], absent: int) -> set[int]:
+        """Places of values that may hide what a typed parse does not see; in all of them it found ``absent`` features less
+        than there could be.
+        """
         joined = b"\n".join(values)
         symbols = np.frombuffer(joined, dtype=np.uint8)
         doubtful: set[int] = set()
         if not joined.isascii() and not _is_utf8(joined):
             doubtful.update(i for i, value in enumerate(values) if not _is_utf8(value))
         # Every key has a colon: as many colons as fields that were found leave no room for a second one of any.
-        absent = sum(c.count(UNSET) for c, types in zip(parsed.columns, parsed.types, strict=True) if UnsetType in types)
         if np.count_nonzero(symbols == ord(":")) != len(values) * len(self._features) - absent:
             doubtful.update(i for i, value in enumerate(values) if self._may_repeat_keys(value))
         # One bit is the difference between the two ways to begin something.

@@ -7,7 +7,7 @@ the same side of every categorical split ("not in the set"), so NaN changes no a
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, count
 from typing import Any
 
 import msgspec
@@ -23,7 +23,8 @@ Matrix = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Joint = tuple[str, ...]
 
-_MISSING, _UNSEEN = -1.0, -2.0
+UNSEEN = -1.0
+"""What stands in a matrix for an unseen category until it is counted."""
 
 
 class Encoded(Struct, frozen=True):
@@ -37,6 +38,17 @@ class Encoded(Struct, frozen=True):
     outside: Counts
 
 
+class Codes(dict[Any, float]):
+    """Texts, or the codes of a cross's parts -> code; of what is not known ``UNSEEN``."""
+
+    def __init__(self, known: Iterable[Any]) -> None:
+        super().__init__(zip(known, map(float, count()), strict=False))
+        self[None] = np.nan
+
+    def __missing__(self, _: Any) -> float:
+        return UNSEEN
+
+
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
     schema: Schema
     categories: dict[str, list[str]]
@@ -46,26 +58,32 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True)
 class Encoder:
     """Immutable. ``categories`` has the texts of each category feature, ``crosses`` the joint texts of each cross, both in
-    the order of their codes.
+    the order of their codes; ``codes`` has those of each category feature's texts.
     """
 
     schema: Schema
     categories: dict[str, list[str]]
     crosses: list[list[Joint]]
-    _codes: list[dict[Any, float]] = field(init=False, repr=False, compare=False)
-    _numeric: list[int] = field(init=False, repr=False, compare=False)
+    codes: dict[str, Codes] = field(init=False, repr=False, compare=False)
+    _crosses: list[tuple[list[int], Codes]] = field(init=False, repr=False, compare=False)
+    _places: list[int] = field(init=False, repr=False, compare=False)
     _bounds: tuple[Matrix, Matrix] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        texts: list[Sequence[Any]] = [self.categories[self.schema.features[i].name] for i in self._category_features()]
-        tables = [{None: _MISSING} | {text: float(code) for code, text in enumerate(t)} for t in [*texts, *self.crosses]]
-        numeric = [i for i, feature in enumerate(self.schema.features) if feature.type != "category"]
-        features = [self.schema.features[i] for i in numeric]
-        low = [-np.inf if f.minimum is None else f.minimum for f in features]
-        high = [np.inf if f.maximum is None else f.maximum for f in features]
-        object.__setattr__(self, "_codes", tables)
-        object.__setattr__(self, "_numeric", numeric)
-        object.__setattr__(self, "_bounds", (np.array(low).reshape(-1, 1), np.array(high).reshape(-1, 1)))
+        names = [feature.name for feature in self.schema.features]
+        codes = {name: Codes(self.categories[name]) for name in self._category_names}
+        crosses = []
+        for cross, known in zip(self.schema.crosses, self.crosses, strict=True):
+            tables = [dict(codes[part]) for part in cross]
+            joints = [tuple(table[text] for table, text in zip(tables, joint, strict=True)) for joint in known]
+            crosses.append(([names.index(part) for part in cross], Codes(joints)))
+        bounds = [(feature.minimum, feature.maximum) for feature in self.schema.features] + [(None, None)] * len(crosses)
+        low = np.array([-np.inf if low is None else low for low, _ in bounds])
+        high = np.array([np.inf if high is None else high for _, high in bounds])
+        object.__setattr__(self, "codes", codes)
+        object.__setattr__(self, "_crosses", crosses)
+        object.__setattr__(self, "_places", list(self.categorical))
+        object.__setattr__(self, "_bounds", (low, high))
 
     @classmethod
     def fit(cls, schema: Schema, columns: Mapping[str, Sequence[Any]]) -> "Encoder":
@@ -92,54 +110,56 @@ class Encoder:
     @property
     def categorical(self) -> tuple[int, ...]:
         """The numbers of the matrix's columns that hold codes."""
-        return (*self._category_features(), *range(len(self.schema.features), len(self.schema.columns)))
+        own = (i for i, feature in enumerate(self.schema.features) if feature.type == "category")
+        return (*own, *range(len(self.schema.features), len(self.schema.columns)))
 
     @property
     def texts(self) -> dict[int, list[str]]:
         """Of each of those columns the texts that its codes stand for, in order; a cross's parts are joined by ``*``."""
-        own = [self.categories[self.schema.features[i].name] for i in self._category_features()]
+        own = [self.categories[name] for name in self._category_names]
         crosses = [["*".join(joint) for joint in cross] for cross in self.crosses]
         return dict(zip(self.categorical, [*own, *crosses], strict=True))
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Encoded:
         """Encode columns of equal length; one that is not given is missing in every row."""
+        return self.complete(self.own(columns))
+
+    def own(self, columns: Mapping[str, Sequence[Any]]) -> Matrix:
+        """The features' own columns of the matrix, float64[n, features], with ``UNSEEN`` for unseen categories."""
         rows = max((len(column) for column in columns.values()), default=0)
-        width = len(self.schema.columns)
-        encoded = Encoded(np.empty((rows, width)), *(np.zeros(width, dtype=np.int64) for _ in range(3)))
-        self._encode_numbers(columns, rows, encoded)
-        self._encode_codes(columns, rows, encoded)
-        return encoded
+        absent: list[None] = [None] * rows
+        given = [(feature, columns.get(feature.name, absent)) for feature in self.schema.features]
+        numbers = [map(self.codes[f.name].__getitem__, _texts(c)) if f.type == "category" else c for f, c in given]
+        flat = np.fromiter(chain.from_iterable(numbers), np.float64, rows * len(given))
+        return flat.reshape(len(given), rows).T.copy()
 
-    def _encode_numbers(self, columns: Mapping[str, Sequence[Any]], rows: int, into: Encoded) -> None:
-        if not self._numeric:
-            return
-        names = [self.schema.features[i].name for i in self._numeric]
-        given = [columns.get(name) for name in names]
-        lists = [[None] * rows if column is None else column for column in given]
+    def complete(self, own: Matrix) -> Encoded:
+        """The matrix of the features' own columns, which may be changed: with crosses, counted, NaN for the unseen."""
         # Adding 0.0 turns -0.0 into 0.0, so that equal numbers have equal bits.
-        numbers = np.array(lists, dtype=np.float64).reshape(len(names), rows) + 0.0
+        own += 0.0
+        crosses = [_crossed(own[:, parts], codes) for parts, codes in self._crosses]
+        matrix = np.column_stack([own, *crosses]) if crosses else own
         low, high = self._bounds
-        into.matrix[:, self._numeric] = numbers.T
-        into.missing[self._numeric] = np.isnan(numbers).sum(axis=1)
-        into.outside[self._numeric] = ((numbers < low) | (numbers > high)).sum(axis=1)
+        missing = np.isnan(matrix).sum(axis=0)
+        outside = ((matrix < low) | (matrix > high)).sum(axis=0)
+        unseen = np.zeros(len(missing), dtype=np.int64)
+        codes = matrix[:, self._places]
+        unknown = codes == UNSEEN
+        if unknown.any():
+            unseen[self._places] = unknown.sum(axis=0)
+            codes[unknown] = np.nan
+            matrix[:, self._places] = codes
+        return Encoded(matrix, missing, unseen, outside)
 
-    def _encode_codes(self, columns: Mapping[str, Sequence[Any]], rows: int, into: Encoded) -> None:
-        places = list(self.categorical)
-        if not places:
-            return
-        names = [self.schema.features[i].name for i in self._category_features()]
-        absent: list[Any] = [None] * rows
-        texts: dict[str, Sequence[Any]] = {name: _texts(columns.get(name, absent)) for name in names}
-        keys = [*texts.values(), *(_joined([texts[part] for part in cross]) for cross in self.schema.crosses)]
-        found = [list(map(table.get, column, repeat(_UNSEEN))) for table, column in zip(self._codes, keys, strict=True)]
-        codes = np.array(found, dtype=np.float64).reshape(len(places), rows)
-        into.missing[places] = (codes == _MISSING).sum(axis=1)
-        into.unseen[places] = (codes == _UNSEEN).sum(axis=1)
-        codes[codes < 0] = np.nan
-        into.matrix[:, places] = codes.T
+    @property
+    def _category_names(self) -> list[str]:
+        return [feature.name for feature in self.schema.features if feature.type == "category"]
 
-    def _category_features(self) -> list[int]:
-        return [i for i, feature in enumerate(self.schema.features) if feature.type == "category"]
+
+def _crossed(parts: Matrix, codes: Codes) -> Matrix:
+    """The codes of a cross, float64[n], NaN where any part is missing."""
+    found = np.fromiter(map(codes.__getitem__, map(tuple, parts.tolist())), np.float64, len(parts))
+    return np.where(np.isnan(parts).any(axis=1), np.nan, found)
 
 
 def _texts(column: Sequence[Any]) -> Sequence[Any]:

@@ -138,6 +138,12 @@ class Joiner:
                 break
         return found
 
+    def prolong(self, id: str, last_ms: int) -> None:
+        """Of the newest request of this id, which is known: its last duplicate came at ``last_ms``."""
+        opening = self._newest(id)
+        if opening is not None:
+            opening.last = max(opening.last, last_ms)
+
     def forget(self, before_ms: int) -> None:
         """Free what has no future, given that every row to come has a log time of ``before_ms`` or later."""
         for opening in list(_while(self._waiting, lambda opening: opening.time + self._wait < before_ms)):
@@ -155,9 +161,7 @@ class Joiner:
     def _open(self, row: RequestRow) -> _Opening | None:
         """The request's opening, with what came before it; None for a duplicate."""
         id, time, wait = row[0], row[3], self._wait
-        previous = self._openings.get(id)
-        while previous is not None and previous.following is not None:
-            previous = previous.following
+        previous = self._newest(id)
         if previous is not None and time - previous.last <= 2 * wait:
             previous.last = max(previous.last, time)
             self.counters.duplicate_requests += 1
@@ -175,6 +179,12 @@ class Joiner:
             self._label(opening, outcome)
         for outcome in self._outcomes.get(id, ()):
             self.counters.late_outcomes += wait < outcome[1] - time <= 2 * wait
+        return opening
+
+    def _newest(self, id: str) -> _Opening | None:
+        opening = self._openings.get(id)
+        while opening is not None and opening.following is not None:
+            opening = opening.following
         return opening
 
     def _claim(self, rows: dict[str, list[Any]], id: str, time: int) -> list[Any]:

@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from tidemill.core.decoding import Decoder
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.metrics import metric
 from tidemill.core.outcomes import label_numbers
 from tidemill.wiring import Wiring
@@ -43,8 +43,7 @@ def frozen_scores(wiring: Wiring, features: list[bytes]) -> "np.typing.NDArray[n
     first = min(wiring.announced(), key=lambda version: version.version)
     bundle = wiring.store.load(first.bundle)
     try:
-        decoded = Decoder(bundle.schema).decode(features)
-        return bundle.model.predict(bundle.encoder.encode(decoded.columns).matrix)
+        return bundle.model.predict(MatrixDecoder(bundle.encoder).decode(features).encoded.matrix)
     finally:
         bundle.close()
 

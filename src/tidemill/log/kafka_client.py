@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import structlog
@@ -235,8 +236,8 @@ def produce_together(producer: Producer, messages: Iterable[Message], on_deliver
     """The same for messages of which none counts, or all are repeated, where one is refused: of those without headers the
     client takes many at once, also those behind one that it refuses. One call a message takes longer.
     """
-    for (topic, plain), some in groupby(messages, lambda message: (message.topic, not message.headers)):
-        if plain:
+    for (topic, headers), some in groupby(messages, attrgetter("topic", "headers")):
+        if not headers:
             batch: list[Any] = [{"value": message.value, "key": message.key} for message in some]
             if producer.produce_batch(topic, batch, on_delivery=on_delivery) < len(batch):
                 raise KafkaException(next(one["_error"] for one in batch if "_error" in one))

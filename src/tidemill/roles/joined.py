@@ -451,7 +451,7 @@ class ColumnJoiner:
             features = self._read("features", at)[0] if of["flags"] & WAITING else None
             place = (of["partition"], of["offset"])
             feed("requests", [(id, *place, of["requested"], of["event_at"], features)])
-            feed("requests", [(id, *place, of["last"], of["event_at"], None)])
+            self._apart.prolong(id, of["last"])
         if of["flags"] & ANSWERED:
             scores = self._openings["scores"][slot]
             answer = (of["version"], list(self._bundles)[of["bundle"]], [] if np.isnan(scores).any() else scores.tolist())

@@ -12,9 +12,9 @@ in the same commit as the position behind it.
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,12 +25,13 @@ from tidemill.bundle_files import gives
 from tidemill.bundles import Bundle
 from tidemill.clock import Clock
 from tidemill.core.answers import Answerer, Answers
-from tidemill.core.decoding import Decoder, check_content, deadline, event_time, plain_ids, request_id
+from tidemill.core.decoding import check_content, deadline, event_time, plain_ids, request_id
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.versions import Slots
 from tidemill.errors import BadRecord, Broken, TidemillError, Unavailable, UnknownModel
 from tidemill.learners.base import Model
 from tidemill.log.base import Batch, Headers, Log, Message, Record
-from tidemill.messages import Event, ModelVersion, Prediction, Topics, to_bytes
+from tidemill.messages import Event, ModelVersion, Prediction, Topics, to_bytes, to_lines
 from tidemill.roles.dead_letters import dead_letter
 from tidemill.roles.loop import run_loop
 from tidemill.roles.reading import decoded
@@ -52,6 +53,7 @@ _TRACE = frozenset({"traceparent", "tracestate"})
 _UNUSABLE = (TidemillError, OSError, MemoryError, ValueError, LookupError, TypeError, msgspec.MsgspecError)
 """What a bundle may do when it is loaded; none of it may stop the answers of the model that serves."""
 
+T = TypeVar("T")
 logger = structlog.get_logger()
 
 
@@ -207,9 +209,7 @@ class Preparer:
         """Ready and warm."""
         for rows in WARM_ROWS:
             model.predict(np.full((rows, len(bundle.schema.columns)), np.nan))
-        answerer = Answerer(
-            bundle.schema, Decoder(bundle.schema, self._bytes_max), bundle.encoder, model.predict, bundle.threshold
-        )
+        answerer = Answerer(MatrixDecoder(bundle.encoder, self._bytes_max), model.predict, bundle.threshold)
         return Serving(version, bundle, answerer, model.engine)
 
     def _refuse(self, version: ModelVersion, error: Exception, first: bool) -> None:
@@ -257,7 +257,7 @@ class Counts:
         """Count a batch: its answers, how long each was on its way, and by feature what was odd in them."""
         self.answered += len(delays_ms)
         self.delay_ms += sum(delays_ms)
-        self.delay_ms_max = max(self.delay_ms_max, *delays_ms, 0)
+        self.delay_ms_max = max(self.delay_ms_max, max(delays_ms, default=0))
         for name in ("missing", "unseen", "outside"):
             counts = getattr(answers.encoded, name)
             if counts.any():
@@ -284,7 +284,9 @@ class Asked(NamedTuple):
     ids: Sequence[str]
 
     def those_at(self, places: Sequence[int]) -> "Asked":
-        """Some of them."""
+        """Some of them, in order."""
+        if len(places) == len(self.rows):
+            return self
         return Asked([self.rows[place] for place in places], [self.ids[place] for place in places])
 
 
@@ -297,13 +299,24 @@ class Refused(NamedTuple):
 
 
 class Predictor:
-    """The role. One at a time answers on a SQLite log; others wait with their model ready."""
+    """The role. One at a time answers on a SQLite log; others wait with their model ready. ``after_swap`` is called when
+    a version has gone.
+    """
 
-    def __init__(self, log: Log, topics: Topics, store: Store, settings: PredictorSettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        store: Store,
+        settings: PredictorSettings,
+        clock: Clock,
+        after_swap: Callable[[], object] = lambda: None,
+    ) -> None:
         self._log = log
         self._topics = topics
         self._settings = settings
         self._clock = clock
+        self._after_swap = after_swap
         self._preparer = Preparer(log, topics, store, settings.request_bytes_max, clock)
         self._serving: Serving | None = None
         self._counts = Counts()
@@ -384,6 +397,8 @@ class Predictor:
         if old is not None:
             told |= {"old_version": old.version.version, "old_bundle": old.version.bundle}
             old.bundle.close()
+            del old
+            self._after_swap()
         logger.info("model_swapped", **told)
         self._preparer.events.append(Event("model_swapped", ROLE, self._clock.now_ms(), told))
 
@@ -395,11 +410,11 @@ class Predictor:
         assert serving is not None, "the loop starts with a model"  # noqa: S101
         refused: list[Refused] = []
         asked = self._asked(batch, refused)
-        answers = serving.answerer.answer([batch.values[row] for row in asked.rows])
+        answers = serving.answerer.answer(_at(asked.rows, batch.values))
         now = self._clock.now_ms()
         refused += [Refused(asked.rows[place], asked.ids[place], error) for place, error in answers.bad]
         answered = asked.those_at(answers.rows)
-        times = [batch.times_ms[row] for row in answered.rows]
+        times = _at(answered.rows, batch.times_ms)
         self._counts.add(answers, serving.bundle.schema.columns, [now - at for at in times])
         self._counts.by_name["dead"].update(bad.error.reason for bad in refused)
         return [
@@ -438,12 +453,19 @@ class Predictor:
         now: int,
         traces: Iterable[Headers],
     ) -> Iterator[Message]:
-        topic, number, bundle = self._topics.predictions, version.version, version.bundle
-        scores = zip(answers.predictions, answers.probability, answers.probabilities, answers.value, strict=True)
-        for id, at, trace, score in zip(ids, times, traces, scores, strict=True):
-            label, probability, probabilities, value = score
-            message = Prediction(id, label, number, bundle, at, now, probability, probabilities, value)
-            yield Message(topic, to_bytes(message), id.encode(), trace)
+        number, bundle = version.version, version.bundle
+        scores = answers.predictions, answers.probability, answers.probabilities, answers.value
+        predictions = [
+            Prediction(id, label, number, bundle, at, now, probability, probabilities, value)
+            for id, at, label, probability, probabilities, value in zip(ids, times, *scores, strict=True)
+        ]
+        for id, value, trace in zip(ids, to_lines(predictions), traces, strict=True):
+            yield Message(self._topics.predictions, value, id.encode(), trace)
+
+
+def _at(rows: Sequence[int], column: list[T]) -> list[T]:
+    """A column's values in these rows, which are in order."""
+    return column if len(rows) == len(column) else [column[row] for row in rows]
 
 
 def _traces(batch: Batch, rows: Sequence[int]) -> list[Headers]:

@@ -5,9 +5,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tidemill.bundles import BundleStore
-from tidemill.core.decoding import Decoder
 from tidemill.core.expected_quality import Calibration, calibrate
 from tidemill.core.looking import Comparer
+from tidemill.core.matrix_decoder import MatrixDecoder
 from tidemill.core.reference import said
 from tidemill.errors import BundleRefused, UnknownModel
 from tidemill.messages import ModelVersion
@@ -31,7 +31,7 @@ class Watched:
         self.threshold = version.threshold if version else 0.5
         self.encoder, self.reference = found
         self.schema = self.encoder.schema
-        self.decoder = Decoder(self.schema)
+        self.decoder = MatrixDecoder(self.encoder)
         self.scores = Scores(self.schema)
         self.comparer = Comparer(self.reference, seed)
         self.calibration: Calibration | None = None
@@ -44,7 +44,7 @@ class Watched:
         columns = self.reference.features
         if not decoded.rows:
             return [[0] * column.bins for column in columns]
-        encoded = self.encoder.encode(decoded.columns)
+        encoded = decoded.encoded
         counts = [column.count(encoded.matrix[:, i], int(encoded.unseen[i])) for i, column in enumerate(columns)]
         return [count.tolist() for count in counts]
 
