@@ -10,10 +10,12 @@ from tidemill.log.base import Message, Topic
 from tidemill.wiring import Wiring
 
 BATCH = 1000
+TURNS = 5
+"""Of echo and predictor; the machine is faster at one minute than at the next."""
 
 
 class Throughput(Struct, frozen=True):
-    """Requests a second."""
+    """Requests a second; of the turns the one whose ratio is the median."""
 
     backlog: int
     echo: float
@@ -23,20 +25,22 @@ class Throughput(Struct, frozen=True):
 
 def measure(wiring: Wiring, backlog: int) -> Throughput:
     """All of it, one after the other."""
+    turns = [(_echo(wiring, backlog, turn), _drained(wiring, backlog, f"alone{turn}", [])) for turn in range(TURNS)]
+    echo, predictor = sorted(turns, key=lambda turn: turn[1] / turn[0])[TURNS // 2]
     return Throughput(
         backlog=backlog,
-        echo=_echo(wiring, backlog),
-        predictor=_drained(wiring, backlog, "alone", []),
+        echo=echo,
+        predictor=predictor,
         predictor_beside_recorder=_drained(wiring, backlog, "beside", ["recorder", "monitor"]),
     )
 
 
-def _echo(wiring: Wiring, backlog: int) -> float:
+def _echo(wiring: Wiring, backlog: int, turn: int) -> float:
     """The log's own limit: poll, copy, commit, in this process."""
-    source, sink = "bench.source", "bench.sink"
+    source, sink = f"bench.source{turn}", f"bench.sink{turn}"
     wiring.log.create([Topic(source), Topic(sink)])
     append(wiring, [Message(source, message.value, message.key) for message in requests(wiring, "echo", backlog)])
-    reader = wiring.log.join("echo", [source])
+    reader = wiring.log.join(f"echo{turn}", [source])
     done, started = 0, time.monotonic()
     while done < backlog:
         batch = reader.poll(BATCH, 1.0)

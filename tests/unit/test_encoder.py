@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import lightgbm
+import msgspec
 import numpy as np
 import pytest
 
@@ -103,6 +104,16 @@ def test_an_encoder_that_lacks_a_features_categories_is_refused() -> None:
     data = Encoder.fit(SCHEMA, COLUMNS).to_bytes().replace(b'"job":["a","1"]', b'"jab":["a","1"]')
     with pytest.raises(BundleRefused, match="not an encoder"):
         Encoder.from_bytes(data)
+
+
+def test_an_encoder_whose_crosses_are_not_those_of_its_schema_is_refused() -> None:
+    """As many lists as crosses, of as many texts as parts, each a category of its part."""
+    file = msgspec.json.decode(Encoder.fit(SCHEMA, COLUMNS).to_bytes())
+    assert SCHEMA.crosses
+    assert file["crosses"][0]
+    for crosses in ([], [[["a"]]], [[["never seen", "b"]]]):
+        with pytest.raises(BundleRefused, match="not an encoder"):
+            Encoder.from_bytes(msgspec.json.encode(file | {"crosses": crosses}))
 
 
 def test_lightgbm_treats_nan_negative_and_unknown_codes_alike() -> None:

@@ -100,7 +100,7 @@ class Encoder:
         try:
             file = msgspec.json.decode(data, type=_File)
             return cls(file.schema, file.categories, file.crosses)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError) as error:
+        except (ValueError, RecursionError, KeyError) as error:
             raise BundleRefused(f"these bytes are not an encoder: {error}") from error
 
     def to_bytes(self) -> bytes:
