@@ -11,6 +11,7 @@ import pytest
 
 from tidemill.executors.base import TrialFailed
 from tidemill.executors.processes import Processes
+from tidemill.testing.ending import ending
 from tidemill.testing.executor_contract import WORK, Execute, ExecutorContract
 from tidemill.testing.faults import wait_for
 from tidemill.testing.learner_contract import a_table, three_folds
@@ -54,12 +55,12 @@ def test_workers_end_with_their_owner_even_by_kill_9(tmp_path: Path) -> None:
     script = tmp_path / "owner.py"
     script.write_text(textwrap.dedent(code))
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment) as owner:
+    with ending(subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment)) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"ready\n"
         workers = psutil.Process(owner.pid).children(recursive=True)
         busy = lambda: any(worker.num_threads() > 1 and worker.cpu_times().user > 1 for worker in workers)  # noqa: E731
-        wait_for(busy, "a busy worker", 60)
+        wait_for(busy, "a busy worker", 300)
         owner.kill()
     gone, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive

@@ -20,6 +20,7 @@ from tidemill.errors import ConfigError
 from tidemill.executors.base import TrialFailed, Work
 from tidemill.learners.base import Learner, Samples, Scored
 from tidemill.learners.lightgbm import LightGBM
+from tidemill.testing.ending import ending
 from tidemill.testing.executor_contract import SMALL, WORK, Execute, ExecutorContract
 from tidemill.testing.faults import wait_for
 from tidemill.testing.learner_contract import a_table, cross_validated, three_folds
@@ -184,7 +185,7 @@ def test_a_cluster_that_cannot_be_reached_is_told_in_a_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute, socket.create_server(("127.0.0.1", 0)) as closed:
         nobody, somebody = (f"127.0.0.1:{server.getsockname()[1]}" for server in (closed, mute))
         closed.close()
-        with start(code) as process:
+        with ending(start(code)) as process:
             told, _ = process.communicate(f"nowhere host:name {nobody} {somebody}\n", timeout=60)
     hint = "it must be HOST:PORT, ray://HOST:PORT, auto or local"
     assert told.splitlines() == [
@@ -216,7 +217,7 @@ def busy(owner: int) -> list[psutil.Process]:
 
 def test_a_local_ray_ends_with_its_owner_even_by_kill_9() -> None:
     """In the middle of a trial, and with its folder."""
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder, start(OWNER, TMPDIR=folder) as owner:
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, ending(start(OWNER, TMPDIR=folder)) as owner:
         wait_for(lambda: busy(owner.pid), "a busy worker", 300)
         found = psutil.Process(owner.pid).children(recursive=True)
         processes = [process for process in found if process.name() != "sh"]
@@ -231,8 +232,8 @@ def test_a_local_ray_ends_with_its_owner_even_by_kill_9() -> None:
 def test_trials_on_a_cluster_end_with_who_asked_for_them(local: None, number: signal.Signals) -> None:
     """The cluster goes on. Told to exit, the process ends with its own code, and without Ray's stack."""
     address = ray.get_runtime_context().gcs_address
-    with start(OWNER, RAY_ADDRESS=address) as owner:
-        wait_for(lambda: busy(os.getpid()), "a busy worker", 60)
+    with ending(start(OWNER, RAY_ADDRESS=address)) as owner:
+        wait_for(lambda: busy(os.getpid()), "a busy worker", 300)
         workers = busy(os.getpid())
         owner.send_signal(number)
         _, told = owner.communicate(timeout=30)

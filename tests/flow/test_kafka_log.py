@@ -21,6 +21,7 @@ from tidemill.log import kafka_reader
 from tidemill.log.base import Batch, Message, Reader, Record, Topic, lag, read_all
 from tidemill.log.kafka import KafkaLog
 from tidemill.log.kafka_slots import Slots
+from tidemill.testing.ending import ending
 
 pytestmark = pytest.mark.kafka
 
@@ -212,7 +213,9 @@ def numbers(first: int, end: int) -> list[bytes]:
 def test_a_slot_has_one_holder_and_a_name_that_outlives_it(tmp_path: Path) -> None:
     """A second process gets the next one; after a kill -9 the first one is free at once, under the same name."""
     slots = Slots(tmp_path, "")
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with ending(
+        subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    ) as holder:
         assert holder.stdout is not None
         name = holder.stdout.readline().strip()
         second = slots.take("group")

@@ -22,6 +22,7 @@ from tidemill.cli.main import declare
 from tidemill.core.inference import Choices
 from tidemill.core.policies import TERMS, parse
 from tidemill.new_project import init_project
+from tidemill.testing.ending import ending
 
 pytestmark = pytest.mark.process
 
@@ -167,9 +168,9 @@ def test_a_mistake_is_one_line_that_says_what_would_be_valid(folder: Path, argum
 def test_a_signal_leaves_nothing_behind(folder: Path, tmp_path: Path, number: int) -> None:
     """Neither files nor processes; the exit code says that it did not come to its end."""
     command = [sys.executable, "-m", "tidemill", "backtest", "-p", "p", *DATA, "--step", "20"]
-    with subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "TMPDIR": str(tmp_path)}, start_new_session=True, stderr=subprocess.PIPE
-    ) as process:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    started = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    with ending(started) as process:
         end = time.monotonic() + 120
         while not list(tmp_path.glob("tidemill-backtest-*/1-never/lake/requests")):
             assert time.monotonic() < end

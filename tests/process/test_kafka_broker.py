@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tidemill.errors import ConfigError, Unavailable
+from tidemill.testing.ending import ending
 from tidemill.testing.kafka_broker import KAFKA_VERSION, KafkaBroker, jars, main, missing
 
 pytestmark = [pytest.mark.kafka, pytest.mark.process]
@@ -183,7 +184,7 @@ def test_a_folder_has_one_broker(broker: KafkaBroker) -> None:
 @pytest.mark.usefixtures("kafka_possible")
 def test_a_killed_owner_takes_its_broker_along(tmp_path: Path) -> None:
     """No Java outlives the process that started it, however that ends; the folder is free at once."""
-    with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
+    with ending(subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)) as owner:
         assert owner.stdout is not None
         broker = psutil.Process(int(owner.stdout.readline()))
         assert "kafka.Kafka" in broker.cmdline()
@@ -213,7 +214,7 @@ def test_the_command_serves_until_it_is_told_to_end(tmp_path: Path, number: sign
     """One line says what to set; Ctrl-C and SIGTERM end both in order, with exit code 0."""
     port = KafkaBroker(tmp_path).bootstrap.partition(":")[2]
     command = [sys.executable, "-m", "tidemill.testing.kafka_broker", "--port", port, "--folder", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with ending(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)) as process:
         assert process.stdout is not None
         assert f'stream.url = "kafka://127.0.0.1:{port}"' in process.stdout.readline()
         java = next(child for child in psutil.Process(process.pid).children() if "kafka.Kafka" in child.cmdline())

@@ -20,6 +20,7 @@ from tidemill.log.sqlite_check import check
 from tidemill.log.sqlite_folder import database_file, refuse_network, wal_file
 from tidemill.log.sqlite_wake import Touch, pause_after, wake_file
 from tidemill.testing.clock import ManualClock
+from tidemill.testing.ending import ending
 from tidemill.testing.full_disk import files_at_most
 
 
@@ -427,7 +428,7 @@ def test_another_process_wakes_a_reader(log: SqliteLog, root: Path, hints: bool,
         " SqliteLog; SqliteLog(Path(sys.argv[1])).append([Message('a', b'from afar')])"
     )
     reader = log.join("g", ["a"])
-    with subprocess.Popen([sys.executable, "-c", script, str(root)]) as process:
+    with ending(subprocess.Popen([sys.executable, "-c", script, str(root)])) as process:
         assert reader.poll(10, 60).values == [b"from afar"]
         assert process.wait() == 0
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from tidemill.temporary import SWEEP_SECONDS, TemporaryFolder, remove_all
+from tidemill.testing.ending import ending
 
 OLD = time.time() - 2 * SWEEP_SECONDS
 LEAVE = (
@@ -35,9 +36,8 @@ def test_what_a_killed_owner_left_is_swept_once_it_is_old(tmp_path: Path) -> Non
 def test_what_a_living_process_holds_stays(tmp_path: Path) -> None:
     """However old it is; and what is not ours to open, or no folder, is passed over."""
     (tmp_path / "t-file").write_text("x")
-    with subprocess.Popen(
-        [sys.executable, "-c", LEAVE, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as owner:
+    command, pipe = [sys.executable, "-c", LEAVE, str(tmp_path)], subprocess.PIPE
+    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as owner:
         assert owner.stdout is not None
         held = Path(owner.stdout.readline().strip())
         os.utime(held, (OLD, OLD))
