@@ -189,11 +189,18 @@ class Wiring:
     def _predictor(self, stop: threading.Event) -> None:
         # A batch makes thousands of objects and lets go of them: to look for circles among all others every 700 objects
         # costs a tenth of the throughput, and now and then 20 ms. A version that goes leaves some (the types of its
-        # rows): then it is worth the 1 to 2 ms.
-        predictor = self.predictor(after_swap=gc.collect)
-        gc.freeze()
+        # rows): once a swap, among what is younger than the first model, it takes 2 ms, and 3 more after 2,000 categories.
         gc.set_threshold(50_000, 50, 100)
-        predictor.run(stop)
+        first = True
+
+        def look_for_circles() -> None:
+            nonlocal first
+            gc.collect()
+            if first:
+                gc.freeze()
+            first = False
+
+        self.predictor(look_for_circles).run(stop)
 
     def predictor(self, after_swap: Callable[[], object] = lambda: None) -> "Predictor":
         """The role, to be run."""

@@ -116,6 +116,13 @@ def test_an_encoder_whose_crosses_are_not_those_of_its_schema_is_refused() -> No
             Encoder.from_bytes(msgspec.json.encode(file | {"crosses": crosses}))
 
 
+def test_an_encoder_without_features_is_refused() -> None:
+    """There would be nothing to score."""
+    data = Encoder(Schema((), "y", "regression"), {}, []).to_bytes()
+    with pytest.raises(BundleRefused, match="no features"):
+        Encoder.from_bytes(data)
+
+
 def test_lightgbm_treats_nan_negative_and_unknown_codes_alike() -> None:
     """The ground for encoding an unseen category as NaN: it changes no answer, with or without NaN in training."""
     random = np.random.default_rng(0)

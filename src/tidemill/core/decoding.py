@@ -64,7 +64,7 @@ class Decoded(Struct, frozen=True):
 
 
 class _Parsed(Struct, frozen=True):
-    """What the typed parse gave: fields as columns, the types that may be in each, and the places of their values."""
+    """What the typed parse gave: fields as columns, the types that are in each, and the places of their values."""
 
     columns: list[Sequence[Any]]
     types: list[set[type]]

@@ -99,6 +99,8 @@ class Encoder:
         """The encoder of ``to_bytes``. Raises ``BundleRefused`` for anything else."""
         try:
             file = msgspec.json.decode(data, type=_File)
+            if not file.schema.features:
+                raise ValueError("its schema has no features")
             return cls(file.schema, file.categories, file.crosses)
         except (ValueError, RecursionError, KeyError) as error:
             raise BundleRefused(f"these bytes are not an encoder: {error}") from error

@@ -139,7 +139,7 @@ class Joiner:
         return found
 
     def prolong(self, id: str, last_ms: int) -> None:
-        """Of the newest request of this id, which is known: its last duplicate came at ``last_ms``."""
+        """Of the newest request of this id, if one is known: its last duplicate came at ``last_ms``."""
         opening = self._newest(id)
         if opening is not None:
             opening.last = max(opening.last, last_ms)

@@ -24,10 +24,10 @@ from tidemill.errors import BadRecord
 
 _ABSENT = np.inf
 """What stands for a field that a plain request does not have; JSON cannot say it."""
-_CODES_MAX = 20_000
+_CODES_MAX = 2_000
 """With more categories all requests go the long way."""
-_PLAIN_SHARE, _REFUSALS = 8, 4
-"""With fewer plain ones beside each refusal, after a few, the long way alone is shorter: a refusal costs several parses."""
+_PLAIN_SHARE, _REFUSALS = 8, 16
+"""With fewer plain ones before each refusal but the first few, the long way alone is shorter: one costs several parses."""
 
 
 class DecodedMatrix(Struct, frozen=True):
@@ -121,6 +121,7 @@ class _Code(float, Enum):
 
     @classmethod
     def _missing_(cls, _: object) -> "_Code":
+        # No member: msgspec takes what it gets here.
         return float.__new__(cls, UNSEEN)
 
 

@@ -300,7 +300,7 @@ class Refused(NamedTuple):
 
 class Predictor:
     """The role. One at a time answers on a SQLite log; others wait with their model ready. ``after_swap`` is called when
-    a version has gone.
+    another version serves, the first one as well.
     """
 
     def __init__(
@@ -397,8 +397,8 @@ class Predictor:
         if old is not None:
             told |= {"old_version": old.version.version, "old_bundle": old.version.bundle}
             old.bundle.close()
-            del old
-            self._after_swap()
+        del old
+        self._after_swap()
         logger.info("model_swapped", **told)
         self._preparer.events.append(Event("model_swapped", ROLE, self._clock.now_ms(), told))
 
