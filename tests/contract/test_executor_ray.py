@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -209,18 +210,26 @@ OWNER = """
 """
 
 
+def descendants(owner: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Those of a process that are wanted; Ray's come and go meanwhile."""
+    found = []
+    for process in psutil.Process(owner).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if wanted(process):
+                found.append(process)
+    return found
+
+
 def busy(owner: int) -> list[psutil.Process]:
     """The descendants of a process that carry out a trial."""
-    found = psutil.Process(owner).children(recursive=True)
-    return [process for process in found if "ray::_carry_out" in process.name() and process.cpu_times().user > 1]
+    return descendants(owner, lambda process: "ray::_carry_out" in process.name() and process.cpu_times().user > 1)
 
 
 def test_a_local_ray_ends_with_its_owner_even_by_kill_9() -> None:
     """In the middle of a trial, and with its folder."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, ending(start(OWNER, TMPDIR=folder)) as owner:
         wait_for(lambda: busy(owner.pid), "a busy worker", 300)
-        found = psutil.Process(owner.pid).children(recursive=True)
-        processes = [process for process in found if process.name() != "sh"]
+        processes = descendants(owner.pid, lambda process: process.name() != "sh")
         owner.kill()
         _, alive = psutil.wait_procs(processes, timeout=15)
         assert not alive
