@@ -13,7 +13,7 @@ What a feature takes, by its type; absent and null are missing everywhere, and f
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
 
@@ -79,13 +79,7 @@ class Decoder:
         self.schema = schema
         self.bytes_max = bytes_max
         self._features = {feature.name: feature for feature in schema.features}
-        names = {f"field{number}": feature.name for number, feature in enumerate(schema.features)}
-        fields = [(f"field{number}", _FIELD_TYPES[f.type], UNSET) for number, f in enumerate(schema.features)]
-        try:
-            row = msgspec.defstruct("Row", fields, rename=names, gc=False)
-        except ValueError as error:
-            raise ConfigError(f"the schema's feature names cannot be read from JSON: {error}") from error
-        self._decode = msgspec.json.Decoder(row).decode
+        self._decode = typed_parse(schema, [_FIELD_TYPES[feature.type] for feature in schema.features], UNSET)
         self._decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
     def decode(self, values: Sequence[bytes]) -> Decoded:
@@ -205,6 +199,19 @@ class Decoder:
         if large.any():
             doubtful.update(np.flatnonzero(large.any(axis=0)).tolist())
         return read
+
+
+def typed_parse(schema: Schema, types: Sequence[Any], absent: object) -> Callable[[bytes], Any]:
+    """A parse of requests into structs of the features in their order, each of its type; ``absent`` stands for those that a
+    request does not have. Raises ``ConfigError`` for feature names that a JSON key cannot plainly be.
+    """
+    names = {f"field{number}": feature.name for number, feature in enumerate(schema.features)}
+    fields = [(name, of, absent) for name, of in zip(names, types, strict=True)]
+    try:
+        row = msgspec.defstruct("Row", fields, rename=names, gc=False)
+    except ValueError as error:
+        raise ConfigError(f"the schema's feature names cannot be read from JSON: {error}") from error
+    return msgspec.json.Decoder(row).decode
 
 
 def _number_or_inf(text: str) -> float:

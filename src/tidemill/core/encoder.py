@@ -38,7 +38,7 @@ class Encoded(Struct, frozen=True):
     outside: Counts
 
 
-class Codes(dict[Any, float]):
+class _Codes(dict[Any, float]):
     """Texts, or the codes of a cross's parts -> code; of what is not known ``UNSEEN``."""
 
     def __init__(self, known: Iterable[Any]) -> None:
@@ -58,29 +58,29 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True)
 class Encoder:
     """Immutable. ``categories`` has the texts of each category feature, ``crosses`` the joint texts of each cross, both in
-    the order of their codes; ``codes`` has those of each category feature's texts.
+    the order of their codes.
     """
 
     schema: Schema
     categories: dict[str, list[str]]
     crosses: list[list[Joint]]
-    codes: dict[str, Codes] = field(init=False, repr=False, compare=False)
-    _crosses: list[tuple[list[int], Codes]] = field(init=False, repr=False, compare=False)
+    _codes: dict[str, _Codes] = field(init=False, repr=False, compare=False)
+    _crosses: list[tuple[list[int], _Codes]] = field(init=False, repr=False, compare=False)
     _places: list[int] = field(init=False, repr=False, compare=False)
     _bounds: tuple[Matrix, Matrix] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.schema.features]
-        codes = {name: Codes(self.categories[name]) for name in self._category_names}
+        codes = {name: _Codes(self.categories[name]) for name in self._category_names}
         crosses = []
         for cross, known in zip(self.schema.crosses, self.crosses, strict=True):
             tables = [dict(codes[part]) for part in cross]
             joints = [tuple(table[text] for table, text in zip(tables, joint, strict=True)) for joint in known]
-            crosses.append(([names.index(part) for part in cross], Codes(joints)))
+            crosses.append(([names.index(part) for part in cross], _Codes(joints)))
         bounds = [(feature.minimum, feature.maximum) for feature in self.schema.features] + [(None, None)] * len(crosses)
         low = np.array([-np.inf if low is None else low for low, _ in bounds])
         high = np.array([np.inf if high is None else high for _, high in bounds])
-        object.__setattr__(self, "codes", codes)
+        object.__setattr__(self, "_codes", codes)
         object.__setattr__(self, "_crosses", crosses)
         object.__setattr__(self, "_places", list(self.categorical))
         object.__setattr__(self, "_bounds", (low, high))
@@ -131,7 +131,7 @@ class Encoder:
         rows = max((len(column) for column in columns.values()), default=0)
         absent: list[None] = [None] * rows
         given = [(feature, columns.get(feature.name, absent)) for feature in self.schema.features]
-        numbers = [map(self.codes[f.name].__getitem__, _texts(c)) if f.type == "category" else c for f, c in given]
+        numbers = [map(self._codes[f.name].__getitem__, _texts(c)) if f.type == "category" else c for f, c in given]
         flat = np.fromiter(chain.from_iterable(numbers), np.float64, rows * len(given))
         return flat.reshape(len(given), rows).T.copy()
 
@@ -158,7 +158,7 @@ class Encoder:
         return [feature.name for feature in self.schema.features if feature.type == "category"]
 
 
-def _crossed(parts: Matrix, codes: Codes) -> Matrix:
+def _crossed(parts: Matrix, codes: _Codes) -> Matrix:
     """The codes of a cross, float64[n], NaN where any part is missing."""
     found = np.fromiter(map(codes.__getitem__, map(tuple, parts.tolist())), np.float64, len(parts))
     return np.where(np.isnan(parts).any(axis=1), np.nan, found)

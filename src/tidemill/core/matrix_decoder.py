@@ -6,7 +6,7 @@ the codes. All others, and those in which there may be more than that parse sees
 ``Encoder``; what comes out is the same bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from itertools import chain
 from typing import Any
@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from tidemill.core.decoding import BYTES_MAX, Decoder
-from tidemill.core.encoder import UNSEEN, Codes, Encoded, Encoder, Matrix
+from tidemill.core.decoding import BYTES_MAX, Decoder, typed_parse
+from tidemill.core.encoder import UNSEEN, Encoded, Encoder, Matrix
 from tidemill.core.inspection import EXACT
 from tidemill.core.schema import Feature
 from tidemill.errors import BadRecord
@@ -45,7 +45,9 @@ class MatrixDecoder:
         """Raises ``ConfigError`` as ``Decoder`` does."""
         self.encoder = encoder
         self.decoder = Decoder(encoder.schema, bytes_max)
-        self._decode_plain = self._plain_decoder() if sum(map(len, encoder.categories.values())) <= _CODES_MAX else None
+        self._decode_plain = None
+        if sum(map(len, encoder.categories.values())) <= _CODES_MAX:
+            self._decode_plain = typed_parse(encoder.schema, list(map(self._plain_type, encoder.schema.features)), _ABSENT)
 
     def decode(self, values: Sequence[bytes]) -> DecodedMatrix:
         """Decode and encode a batch; a bad value never changes what becomes of the others."""
@@ -97,13 +99,6 @@ class MatrixDecoder:
             else:
                 return records, [row for row in range(len(values)) if row not in others]
 
-    def _plain_decoder(self) -> Callable[[bytes], Any]:
-        features = self.encoder.schema.features
-        fields = [(f"field{number}", self._plain_type(f), _ABSENT) for number, f in enumerate(features)]
-        names = {f"field{number}": feature.name for number, feature in enumerate(features)}
-        row = msgspec.defstruct("PlainRow", fields, rename=names, gc=False)
-        return msgspec.json.Decoder(row).decode
-
     def _plain_type(self, feature: Feature) -> Any:
         if feature.type == "category":
             return _enumeration(tuple(self.encoder.categories[feature.name])) | None
@@ -134,7 +129,7 @@ def _enumeration(categories: tuple[str, ...]) -> Any:
     found = _enumerations.get(categories)
     if found is None:
         # One member there must be; a text with NUL is no good request's.
-        codes = {"\0": UNSEEN} | {text: code for text, code in Codes(categories).items() if text is not None}
+        codes = {"\0": UNSEEN} | {text: float(code) for code, text in enumerate(categories)}
         make: Any = _Code
         found = make("Code", {f"c{number}": (code, text) for number, (text, code) in enumerate(codes.items())})
         _enumerations[categories] = found

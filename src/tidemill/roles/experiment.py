@@ -10,11 +10,12 @@ from tidemill.bundle_files import OutOfFold
 from tidemill.bundles import Bundle
 from tidemill.clock import Clock
 from tidemill.core import training_set
-from tidemill.core.decoding import Decoded, Decoder
+from tidemill.core.decoding import Decoder
 from tidemill.core.drift_estimator import drifting, drop_features, feature_drifts, sampled
 from tidemill.core.encoder import Encoder
 from tidemill.core.environment import digest
 from tidemill.core.folds import Split, make_folds
+from tidemill.core.matrix_decoder import DecodedMatrix, MatrixDecoder
 from tidemill.core.memory import recall
 from tidemill.core.metrics import Metric, metric
 from tidemill.core.outcomes import label_numbers
@@ -344,24 +345,24 @@ def _out_of_fold(executor: Executor, best: Trial, prepared: Prepared) -> OutOfFo
 def judge(
     challenger: Fitted, champion: Bundle, held: Observed, measure: Metric, confidence: float, seed: int
 ) -> Comparison | None:
-    """Both models on the same held-out observations, each from the stored bytes through its own decoder and encoder.
+    """Both models on the same held-out observations, each from the stored bytes, as it answers.
 
     None where no held-out row can be read by both. Raises ``ConfigError`` for a label that the schema does not have.
     """
-    ours = Decoder(challenger.encoder.schema).decode(held.features)
-    theirs = Decoder(champion.schema).decode(held.features)
+    ours = MatrixDecoder(challenger.encoder).decode(held.features)
+    theirs = MatrixDecoder(champion.encoder).decode(held.features)
     both = sorted(set(ours.rows) & set(theirs.rows))
     if not both:
         return None
     labels = _labels(champion.schema, [held.outcomes[i] for i in both])
-    challenging = measure.at(_predict(challenger.model, challenger.encoder, ours, both), challenger.threshold)
-    defending = measure.at(_predict(champion.model, champion.encoder, theirs, both), champion.threshold)
+    challenging = measure.at(_predict(challenger.model, ours, both), challenger.threshold)
+    defending = measure.at(_predict(champion.model, theirs, both), champion.threshold)
     return compare(labels, challenging, defending, measure, confidence, seed)
 
 
-def _predict(model: Model, encoder: Encoder, decoded: Decoded, wanted: list[int]) -> NDArray[np.float64]:
+def _predict(model: Model, decoded: DecodedMatrix, wanted: list[int]) -> NDArray[np.float64]:
     """Predictions for the rows that are wanted, of those that were decoded."""
-    return model.predict(encoder.encode(decoded.columns).matrix)[np.searchsorted(decoded.rows, wanted)]
+    return model.predict(decoded.encoded.matrix)[np.searchsorted(decoded.rows, wanted)]
 
 
 def comparable(champion: Schema, challenger: Schema) -> bool:

@@ -285,9 +285,7 @@ class Asked(NamedTuple):
 
     def those_at(self, places: Sequence[int]) -> "Asked":
         """Some of them, in order."""
-        if len(places) == len(self.rows):
-            return self
-        return Asked([self.rows[place] for place in places], [self.ids[place] for place in places])
+        return Asked(_at(places, self.rows), _at(places, self.ids))
 
 
 class Refused(NamedTuple):
@@ -463,7 +461,7 @@ class Predictor:
             yield Message(self._topics.predictions, value, id.encode(), trace)
 
 
-def _at(rows: Sequence[int], column: list[T]) -> list[T]:
+def _at(rows: Sequence[int], column: Sequence[T]) -> Sequence[T]:
     """A column's values in these rows, which are in order."""
     return column if len(rows) == len(column) else [column[row] for row in rows]
 
